@@ -1,0 +1,56 @@
+# The front door: `make help` lists the verbs. ARGS is handed on, as in: make test ARGS="-k claim".
+
+PYTHON ?= python3
+ARGS   ?=
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+CODE   := waitingroom tests $(wildcard benchmarks loadtest)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench-smoke lock fmt clean
+
+help:         ## list the verbs
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(READY)  ## create .venv from the hash-pinned lock (every other verb does this by itself)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed. If you have one under another name: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "This Python cannot create virtual environments. On Debian: sudo apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY)  ## run the whole thing on this machine: shop, store, gateway and a crowd
+	$(BIN)/waitingroom demo $(ARGS)
+
+test: $(READY)  ## all checks, then all tests; installs Debian packages that they drive, where it may
+	@.ci/debian-packages
+	@$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest --cov $(ARGS)
+
+check: $(READY)  ## lint, format, types, and that imports only go down
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench-smoke: $(READY)  ## requests per second and CPU per request, beside nginx
+	$(BIN)/python -m benchmarks.smoke $(ARGS)
+
+lock: $(READY)  ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --quiet \
+	    --generate-hashes --no-emit-index-url --no-header --no-annotate --output-file requirements.lock $(ARGS)
+	sed -i '1i # What the project and its tools need, pinned by hash. Written by: make lock' requirements.lock
+
+fmt: $(READY)  ## put the code into its format
+	$(BIN)/ruff check --fix-only --quiet $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+clean:        ## remove what the other verbs made, except data folders
+	rm -rf $(VENV) dist build .coverage* .*_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
