@@ -1,0 +1,387 @@
+"""File and environment to frozen settings: everything that can be set stands in a table here or in `Room`.
+
+A value comes from the environment (`WAITINGROOM__SERVER__LISTEN`), else from the TOML file, else from its
+default. Secrets may be given as a file: `keys_file`, `token_file`.
+"""
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from waitingroom.room import Method, Room, setting
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+PREFIX = "WAITINGROOM__"
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+
+Network = IPv4Network | IPv6Network
+
+
+class ConfigError(Exception):
+    """A setting that cannot stand: where it is, what is wrong, and how to mend it."""
+
+    def __init__(self, where: str, what: str, remedy: str = "") -> None:
+        super().__init__(f"{where}: {what}" + (f" {remedy}" if remedy else ""))
+        self.where, self.what, self.remedy = where, what, remedy
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """[server]: the two listeners and their limits. Durations are seconds, sizes bytes."""
+
+    listen: str = setting("127.0.0.1:8080", "Address for shoppers.", pattern=r"^\S+:\d+$")
+    private_listen: str = setting(
+        "127.0.0.1:9090", "Address for metrics, health, admin API and console.", pattern=r"^\S+:\d+$"
+    )
+    trusted_proxies: tuple[str, ...] = setting((), "Networks whose forwarded headers count.")
+    tls_certificate: str = setting(
+        "", "File with the certificate chain; with it shoppers are served over TLS."
+    )
+    tls_key: str = setting("", "File with the private key of the certificate.")
+    max_connections: int = setting(10_000, "Connections of shoppers at one time.", ge=1)
+    max_head_bytes: int = setting(32_768, "Largest request line and headers.", ge=1024, le=1_048_576)
+    max_headers: int = setting(100, "Most headers of a request.", ge=10, le=1000)
+    head_timeout: float = setting(10.0, "Time for a request's head to arrive.", duration=True, gt=0)
+    keepalive_timeout: float = setting(75.0, "Time that an idle connection is kept.", duration=True, gt=0)
+    body_timeout: float = setting(60.0, "Longest silence in the middle of a body.", duration=True, gt=0)
+    upstream_connections: int = setting(256, "Connections to one storefront at one time.", ge=1)
+    connect_timeout: float = setting(
+        5.0, "Time for the storefront to accept a connection.", duration=True, gt=0
+    )
+    first_byte_timeout: float = setting(
+        60.0, "Time for the storefront to begin its answer.", duration=True, gt=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """[store]: where the queue is kept."""
+
+    url: str = setting(
+        "embedded", "embedded, or redis://, rediss://, unix://.", pattern=r"^(embedded|(rediss?|unix)://\S+)$"
+    )
+    data: str = setting(
+        ".waitingroom", "Folder of the embedded store, of the signing key and the admin token."
+    )
+    tick: float = setting(
+        1.0, "Time between two exchanges of a gateway with the store.", duration=True, ge=0.2, le=5
+    )
+    timeout: float = setting(
+        0.3, "Time after which a call to the store has failed.", duration=True, gt=0, le=5
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSettings:
+    """[tokens]: keys that sign tickets and passes."""
+
+    keys: tuple[str, ...] = setting(
+        (), "Keys of at least 32 bytes; the first signs, all verify. Better in a file.", secret=True
+    )
+    keys_file: str = setting("", "File with one key a line.")
+
+
+@dataclass(frozen=True, slots=True)
+class AdminSettings:
+    """[admin]: who may change rooms."""
+
+    token: str = setting(
+        "", "Bearer token of the admin API, at least 16 characters. Better in a file.", secret=True
+    )
+    token_file: str = setting("", "File with the bearer token.")
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """[log]: what is written to standard output."""
+
+    format: str = setting(
+        "auto", "json, console, or auto: console on a terminal.", choices=("auto", "json", "console")
+    )
+    level: str = setting(
+        "info", "Least severe level that is written.", choices=("debug", "info", "warning", "error")
+    )
+    poll_sample: int = setting(100, "One in this many polls is written.", ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set, checked."""
+
+    server: Server = field(default_factory=Server)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    tokens: TokenSettings = field(default_factory=TokenSettings)
+    admin: AdminSettings = field(default_factory=AdminSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    rooms: tuple[Room, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<settings of {len(self.rooms)} rooms>"
+
+    @property
+    def trusted(self) -> tuple[Network, ...]:
+        """The networks whose forwarded headers count."""
+        return tuple(ip_network(text) for text in self.server.trusted_proxies)
+
+
+SECTIONS: dict[str, type] = {
+    "server": Server,
+    "store": StoreSettings,
+    "tokens": TokenSettings,
+    "admin": AdminSettings,
+    "log": LogSettings,
+}
+INTERNAL = frozenset({"version"})
+"""Fields of a room that the store keeps and nobody sets."""
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from "5m", "90s", "1h30m" or a number.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    text = str(value).strip()
+    if text.replace(".", "", 1).isdigit():
+        return float(text)
+    parts = _DURATION.findall(text)
+    if not parts or _DURATION.sub("", text).strip():
+        raise ValueError(f"{value!r} is not a duration; write for example 90s, 5m or 1h30m")
+    return sum(float(amount) * _UNITS[unit] for amount, unit in parts)
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest spelling of a duration: 300 is "5m"."""
+    for unit in ("d", "h", "m"):
+        if seconds >= _UNITS[unit] and seconds % _UNITS[unit] == 0:
+            return f"{seconds / _UNITS[unit]:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
+def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of a file and the environment.
+
+    Raises:
+        ConfigError: with the file, line and key, what is wrong, and the nearest valid name.
+    """
+    if path is None:
+        return load_text("", environ)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(
+            str(path), f"cannot be read ({error.strerror}).", "Give the file with --config."
+        ) from None
+    return load_text(text, environ, name=str(path))
+
+
+def load_text(text: str, environ: Mapping[str, str] | None = None, name: str = "configuration") -> Settings:
+    """The same from TOML text; `name` is what errors call it."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(name, f"is not TOML: {error}.") from None
+    source = _Source(name, text)
+    _lay_environment_over(document, os.environ if environ is None else environ)
+    for key in document:
+        if key not in SECTIONS and key != "rooms":
+            raise source.unknown("", key, [*SECTIONS, "rooms"])
+    sections = {
+        key: _build(kind, document.get(key, {}), f"[{key}]", source) for key, kind in SECTIONS.items()
+    }
+    tables = document.get("rooms", [])
+    if not isinstance(tables, list):
+        raise ConfigError(f"{name}: rooms", "must be written as [[rooms]], once for each room.")
+    rooms = tuple(_build(Room, table, f"[[rooms]] {index + 1}", source) for index, table in enumerate(tables))
+    settings = Settings(rooms=rooms, **sections)
+    _check_together(settings, source)
+    return settings
+
+
+def change_room(room: Room, changes: Mapping[str, Any]) -> Room:
+    """`room` with some settings changed, checked as the file is.
+
+    Raises:
+        ConfigError: naming the setting and the remedy.
+    """
+    source = _Source(f"room {room.name}", "")
+    for key in changes:
+        if key == "name":
+            raise ConfigError(f"room {room.name}: name", "cannot be changed.", "Configure another room.")
+    merged = {key: value for key, value in asdict(room).items() if key not in INTERNAL} | dict(changes)
+    new: Room = _build(Room, merged, "", source)
+    _check_room(new, source)
+    return Room(**(_plain(new) | {"version": room.version}))
+
+
+def dump_room(room: Room) -> str:
+    """The room as the JSON that the store keeps and the scripts read."""
+    return json.dumps(asdict(room), separators=(",", ":"))
+
+
+def load_room(text: str | bytes) -> Room:
+    """The room from the store's JSON; settings that this version does not know are passed over."""
+    raw: dict[str, Any] = json.loads(text)
+    known = {item.name for item in fields(Room)}
+    values = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in known
+    }
+    values["queueing_method"] = Method(raw["queueing_method"])
+    return Room(**values)
+
+
+def differences(file: Room, stored: Room) -> dict[str, tuple[Any, Any]]:
+    """Settings in which the file and the store disagree: name to (file's, store's)."""
+    ours, theirs = asdict(file), asdict(stored)
+    live = INTERNAL | {"epoch", "paused"}
+    return {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key] and key not in live}
+
+
+class _Source:
+    """Where a setting stands, for errors."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self._lines = text.splitlines()
+
+    def where(self, table: str, key: str) -> str:
+        pattern = re.compile(rf"\s*\[*\s*{re.escape(key)}\s*(=|\])")
+        lines = [number for number, line in enumerate(self._lines, 1) if pattern.match(line)]
+        line = f" line {lines[0]}" if lines else ""
+        return f"{self.name}{line}: {f'{table} ' if table else ''}{key}"
+
+    def unknown(self, table: str, key: str, names: list[str]) -> ConfigError:
+        near = difflib.get_close_matches(key, names, n=1)
+        remedy = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(sorted(names))}."
+        return ConfigError(self.where(table, key), "is not a setting.", remedy)
+
+
+def _build(kind: type, table: object, label: str, source: _Source) -> Any:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{source.name}: {label}", "must be a table.")
+    known = {item.name: item for item in fields(kind) if item.name not in INTERNAL}
+    values = dict(table)
+    for key, value in table.items():
+        if key not in known:
+            raise source.unknown(label, key, list(known))
+        if known[key].metadata.get("duration"):
+            try:
+                values[key] = parse_duration(value)
+            except ValueError as error:
+                raise ConfigError(source.where(label, key), f"{error}.") from None
+    return kind(**_plain(_check(kind, values, label, source)))
+
+
+def _check(kind: type, values: dict[str, Any], label: str, source: _Source) -> "BaseModel":
+    from pydantic import ValidationError  # noqa: PLC0415 - `--help` must not wait for it
+
+    try:
+        return _model(kind).model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0])
+        got = "" if _field(kind, key).metadata.get("secret") else f" (got {first['input']!r})"
+        doc = _field(kind, key).metadata["doc"]
+        raise ConfigError(source.where(label, key), f"{first['msg']}{got}.", doc) from None
+
+
+def _field(kind: type, name: str) -> Any:
+    return next(item for item in fields(kind) if item.name == name)
+
+
+@cache
+def _model(kind: type) -> "type[BaseModel]":
+    """A pydantic model that checks what the metadata of a settings table says."""
+    from pydantic import ConfigDict, Field, create_model  # noqa: PLC0415 - see `_check`
+
+    hints = get_type_hints(kind)
+    columns: dict[str, Any] = {}
+    for item in fields(kind):
+        if item.name in INTERNAL:
+            continue
+        rules = {
+            rule: item.metadata[rule]
+            for rule in ("ge", "gt", "le", "pattern", "max_length")
+            if rule in item.metadata
+        }
+        choices = item.metadata.get("choices")
+        annotation = _literal(choices) if choices else hints[item.name]
+        columns[item.name] = (annotation, Field(default=item.default, **rules))
+    return create_model(kind.__name__, __config__=ConfigDict(extra="forbid", frozen=True), **columns)
+
+
+def _literal(choices: tuple[Any, ...]) -> Any:
+    from typing import Literal  # noqa: PLC0415 - only here
+
+    return Literal[choices]
+
+
+def _plain(model: Any) -> dict[str, Any]:
+    if isinstance(model, Room):
+        return {item.name: getattr(model, item.name) for item in fields(model)}
+    return {name: getattr(model, name) for name in type(model).model_fields}
+
+
+def _lay_environment_over(document: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for name in sorted(environ):
+        if not name.startswith(PREFIX):
+            continue
+        section, _, key = name.removeprefix(PREFIX).lower().partition("__")
+        kind = SECTIONS.get(section)
+        if kind is None or not key:
+            raise ConfigError(name, "is not a setting.", f"Sections are {', '.join(SECTIONS)}.")
+        hint = get_type_hints(kind).get(key)
+        many = hint is not None and Ellipsis in get_args(hint)
+        value = environ[name]
+        document.setdefault(section, {})[key] = (
+            [part.strip() for part in value.split(",") if part] if many else value
+        )
+
+
+def _check_together(settings: Settings, source: _Source) -> None:
+    for text in settings.server.trusted_proxies:
+        try:
+            ip_network(text)
+        except ValueError as error:
+            where = source.where("[server]", "trusted_proxies")
+            raise ConfigError(where, f"{error}.", "Write networks such as 10.0.0.0/8.") from None
+    if bool(settings.server.tls_certificate) != bool(settings.server.tls_key):
+        raise ConfigError(
+            source.where("[server]", "tls_certificate"), "needs tls_key, and the other way round."
+        )
+    names: set[str] = set()
+    for room in settings.rooms:
+        if room.name in names:
+            raise ConfigError(source.where("[[rooms]]", "name"), f"{room.name!r} is given twice.")
+        names.add(room.name)
+        _check_room(room, source)
+
+
+def _check_room(room: Room, source: _Source) -> None:
+    if not room.name:
+        raise ConfigError(source.where("[[rooms]]", "name"), "is missing.", "Every room needs a name.")
+    if not re.fullmatch(r"(https?://[^/\s?#]+|unix:/\S+)", room.upstream):
+        where = source.where(f"room {room.name}", "upstream")
+        raise ConfigError(
+            where, f"{room.upstream!r} is not an address.", "Write for example http://127.0.0.1:8000."
+        )
+    if room.hosts and any(host != host.lower() or "/" in host or ":" in host for host in room.hosts):
+        where = source.where(f"room {room.name}", "hosts")
+        raise ConfigError(
+            where, "must be bare lower-case host names.", "Write shop.example, without scheme or port."
+        )
+    if room.claim_window > room.hold_for:
+        raise ConfigError(source.where(f"room {room.name}", "claim_window"), "is longer than hold_for.")

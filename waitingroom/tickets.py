@@ -1,0 +1,183 @@
+"""Tickets and passes: the signed proof of a place or a seat that a visitor carries.
+
+Both are compact JWTs (RFC 7519), so an edge can verify a pass without calling us. `exp` is wall-clock time
+for such edges; `end` is the room's own clock in milliseconds, which is what gateways judge by.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import jwt
+
+from waitingroom.room import LANE
+
+SHORTEST_KEY = 32
+"""Bytes; RFC 7518 §3.2 asks for a key at least as long as the hash."""
+
+LONGEST_TOKEN = 1024
+"""Bytes. Nothing longer can be ours, so nothing longer is parsed."""
+
+
+class Use(StrEnum):
+    """What a token proves."""
+
+    TICKET = "ticket"
+    PASS = "pass"  # noqa: S105 - a kind of token, not a password
+
+
+class InvalidTokenError(Exception):
+    """A token that proves nothing; `reason` is one word for a metric."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class KeyTooShortError(ValueError):
+    """A signing key of fewer than 32 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A ticket or a pass.
+
+    Attributes:
+        end: when it ends on the room's clock, in milliseconds.
+        expires: the same in Unix seconds, as well as the signing gateway could tell.
+        trial: whether the pass stands for the short first lease, before the cookie came back.
+    """
+
+    use: Use
+    room: str
+    visitor: str
+    number: int
+    epoch: int
+    end: int
+    issued: int
+    expires: int
+    lane: str = LANE
+    trial: bool = False
+
+    @property
+    def seat(self) -> str:
+        """The key of the seat in the store."""
+        return f"{self.lane}:{self.number}:{self.visitor}"
+
+    def __repr__(self) -> str:
+        return f"<{self.use} {self.lane}:{self.number} of {self.room}, epoch {self.epoch}, ends {self.end}>"
+
+
+class Keyring:
+    """Signing keys: the first signs, all verify, so that rotating them loses nobody."""
+
+    __slots__ = ("_issuer", "_keys", "_signing")
+
+    def __init__(self, keys: Mapping[str, bytes] | list[bytes], issuer: str = "waitingroom") -> None:
+        """Take the keys, newest first, by key id or bare (the id is then a digest of the key).
+
+        Raises:
+            KeyTooShortError: if there is no key, or one is shorter than 32 bytes.
+        """
+        named = keys if isinstance(keys, Mapping) else {key_id(key): key for key in keys}
+        if not named:
+            raise KeyTooShortError("there is no signing key; give one of at least 32 bytes")
+        for name, key in named.items():
+            if len(key) < SHORTEST_KEY:
+                raise KeyTooShortError(
+                    f"signing key {name} has {len(key)} bytes; it needs at least {SHORTEST_KEY}"
+                )
+        self._keys = dict(named)
+        self._signing = next(iter(named))
+        self._issuer = issuer
+
+    def sign(self, token: Token) -> str:
+        """The compact form of `token`, signed with the first key."""
+        claims: dict[str, Any] = {
+            "iss": self._issuer,
+            "aud": token.room,
+            "sub": token.visitor,
+            "iat": token.issued,
+            "exp": token.expires,
+            "ep": token.epoch,
+            "n": [token.lane, token.number],
+            "use": token.use.value,
+            "end": token.end,
+        }
+        if token.trial:
+            claims["trial"] = True
+        return jwt.encode(
+            claims, self._keys[self._signing], algorithm="HS256", headers={"kid": self._signing}
+        )
+
+    def verify(self, text: bytes | str, room: str) -> Token:
+        """The token in `text` if one of our keys signed it for `room`.
+
+        Whether it has ended, and whether its epoch is the room's, is for the caller to judge: both are told
+        by the room, not by a clock of ours.
+
+        Raises:
+            InvalidTokenError: with a one-word reason, for anything else that `text` may hold.
+        """
+        if len(text) > LONGEST_TOKEN:
+            raise InvalidTokenError("long")
+        try:
+            compact = text.decode("ascii") if isinstance(text, bytes) else text
+            key = self._keys.get(jwt.get_unverified_header(compact).get("kid", ""))
+            if key is None:
+                raise InvalidTokenError("key")
+            claims = jwt.decode(
+                compact,
+                key,
+                algorithms=["HS256"],
+                audience=room,
+                issuer=self._issuer,
+                options={
+                    "verify_exp": False,
+                    "verify_iat": False,
+                    "require": ["iss", "aud", "sub", "iat", "exp"],
+                },
+            )
+            return _token(claims, room)
+        except (jwt.InvalidSignatureError, jwt.InvalidAlgorithmError):
+            raise InvalidTokenError("signature") from None
+        except (jwt.InvalidAudienceError, jwt.InvalidIssuerError):
+            raise InvalidTokenError("room") from None
+        except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
+            raise InvalidTokenError("malformed") from None
+
+
+def _token(claims: dict[str, Any], room: str) -> Token:
+    lane, number = claims["n"]
+    return Token(
+        use=Use(claims["use"]),
+        room=room,
+        visitor=str(claims["sub"]),
+        number=int(number),
+        epoch=int(claims["ep"]),
+        end=int(claims["end"]),
+        issued=int(claims["iat"]),
+        expires=int(claims["exp"]),
+        lane=str(lane),
+        trial=bool(claims.get("trial", False)),
+    )
+
+
+def key_id(key: bytes) -> str:
+    """A short public name for a secret key."""
+    return base64.urlsafe_b64encode(hashlib.sha256(b"kid" + key).digest()[:6]).decode()
+
+
+def cookie_name(room: str, scheme: str, domain: str = "") -> str:
+    """The name of a room's cookie; prefixes as in RFC 6265bis §4.1.3, which browsers enforce over TLS."""
+    if scheme != "https":
+        return f"wr-{room}"
+    return f"{'__Secure-' if domain else '__Host-'}wr-{room}"
+
+
+def cookie_names(room: str) -> tuple[bytes, ...]:
+    """Every name under which a room's cookie may come back, strictest first."""
+    return tuple(f"{prefix}wr-{room}".encode() for prefix in ("__Host-", "__Secure-", ""))
