@@ -1,0 +1,228 @@
+"""One request and its answer, as the two sides of the data path see it.
+
+The connection to the shopper makes an `Exchange`; a `Handler` decides about it; whoever streams bodies to and
+from somewhere else does so as its `Relay`.
+"""
+
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Protocol
+
+from waitingroom.forwarded import Client
+from waitingroom.heads import Head
+
+REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class Handler(Protocol):
+    """What decides about requests."""
+
+    def handle(self, exchange: "Exchange") -> None:
+        """Answer now, later, or attach a relay. Called once a request; must not block."""
+
+
+class Relay(Protocol):
+    """Whoever streams an exchange's bodies to and from somewhere else."""
+
+    def body(self, data: bytes) -> None:
+        """More of the request's body, or of what the client says in a tunnel."""
+
+    def body_end(self, trailers: bytes) -> None:
+        """The request's body is complete, or the client has said all it will in a tunnel."""
+
+    def hold(self) -> None:
+        """The client reads too slowly: stop the answer for now."""
+
+    def flow(self) -> None:
+        """The client has caught up."""
+
+    def gone(self) -> None:
+        """The client has left, or broke the protocol, before its answer was complete."""
+
+
+class Channel(Protocol):
+    """What an exchange needs of the connection that it came by."""
+
+    peer: str
+    scheme: str
+
+    def client(self, head: Head) -> Client: ...  # noqa: D102 - each is described where it is implemented
+    def write(self, data: bytes) -> None: ...  # noqa: D102
+    def persists(self, head: Head) -> bool: ...  # noqa: D102
+    def skips(self, head: Head) -> bool: ...  # noqa: D102
+    def answered(self, *, keep: bool) -> None: ...  # noqa: D102
+    def pull(self) -> None: ...  # noqa: D102
+    def pause(self) -> None: ...  # noqa: D102
+    def resume(self) -> None: ...  # noqa: D102
+    def tunnel(self) -> None: ...  # noqa: D102
+    def half_close(self) -> None: ...  # noqa: D102
+    def cut(self) -> None: ...  # noqa: D102
+
+
+class Exchange:
+    """One request and its answer. Every method is harmless once the client is gone or the answer complete.
+
+    Attributes:
+        head: the request's head.
+        peer: address of the socket's other end, "" on a Unix socket.
+        relay: whoever streams the bodies; set by `attach`.
+        gone: the client left before its answer was complete.
+        started: the final answer has begun.
+        pulling: the relay takes the request's body.
+        on_gone: called, if set, when the client leaves before its answer is complete.
+    """
+
+    __slots__ = (
+        "_channel",
+        "_keep",
+        "gone",
+        "head",
+        "on_gone",
+        "peer",
+        "pulling",
+        "relay",
+        "scheme",
+        "started",
+    )
+
+    def __init__(self, head: Head, channel: Channel) -> None:
+        self.head = head
+        self.peer = channel.peer
+        self.scheme = channel.scheme
+        self._channel: Channel | None = channel
+        self._keep = True
+        self.relay: Relay | None = None
+        self.on_gone: Callable[[], None] | None = None
+        self.gone = self.started = self.pulling = False
+
+    @property
+    def tls(self) -> bool:
+        """Whether the request came over TLS to us; `client.scheme` says what the shopper used."""
+        return self.scheme == "https"
+
+    @property
+    def client(self) -> Client:
+        """Who asked, behind trusted proxies."""
+        if self._channel is None:
+            return Client(self.peer, self.scheme, self.head.host)
+        return self._channel.client(self.head)
+
+    def respond(
+        self, status: int, headers: bytes | Iterable[tuple[str, str]] = b"", body: bytes = b""
+    ) -> None:
+        """Send a whole answer; Content-Length and Connection are added, HEAD gets no body.
+
+        Args:
+            status: final status, 200 to 599.
+            headers: header lines, each ended by CRLF, or pairs.
+            body: the content.
+
+        Raises:
+            ValueError: a pair holds a line break.
+        """
+        channel = self._channel
+        if channel is None or self.started:
+            return
+        lines = headers if isinstance(headers, bytes) else header_lines(headers)
+        bodyless = status in {204, 304}
+        size = b"" if bodyless else b"Content-Length: %d\r\n" % len(body)
+        self._keep = self._keep and channel.skips(self.head)
+        silent = bodyless or self.head.method == b"HEAD"
+        self.start(
+            b"HTTP/1.1 %d %b\r\n%b%b" % (status, REASONS.get(status, b"Unknown"), lines, size),
+            b"" if silent else body,
+        )
+        self.finish()
+
+    def attach(self, relay: Relay) -> None:
+        """Let `relay` know of the client from now on. The request's body waits for `pull`."""
+        self.relay = relay
+
+    def pull(self) -> None:
+        """Send the request's body to the relay as it arrives."""
+        self.pulling = True
+        if self._channel is not None:
+            self._channel.pull()
+
+    def pause(self) -> None:
+        """Stop reading from the client."""
+        if self._channel is not None:
+            self._channel.pause()
+
+    def resume(self) -> None:
+        """Read from the client again."""
+        if self._channel is not None:
+            self._channel.resume()
+
+    def interim(self, head: bytes) -> None:
+        """Send a whole 1xx head; HTTP/1.0 clients do not know of those."""
+        if self._channel is not None and not self.started and self.head.minor == 1:
+            self._channel.write(head)
+
+    def close_after(self) -> None:
+        """Let the end of the answer be the end of the connection."""
+        self._keep = False
+
+    def start(self, head: bytes, body: bytes = b"") -> None:
+        """Begin the answer: status line and header lines without the empty line, and some of the body."""
+        channel = self._channel
+        if channel is None or self.started:
+            return
+        self.started = True
+        self._keep = self._keep and channel.persists(self.head)
+        if not self._keep:
+            end = b"Connection: close\r\n\r\n"
+        else:
+            end = b"\r\n" if self.head.minor else b"Connection: keep-alive\r\n\r\n"
+        channel.write(head + end + body)
+
+    def write(self, data: bytes) -> None:
+        """Send more of the answer's body, framed already."""
+        if self._channel is not None:
+            self._channel.write(data)
+
+    def finish(self) -> None:
+        """The answer is complete; after a tunnel, both sides have said all they will."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.answered(keep=self._keep)
+
+    def cut(self) -> None:
+        """The answer cannot be completed: break the connection off, so that nobody takes it for whole."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.cut()
+
+    def tunnel(self, head: bytes) -> None:
+        """Send a whole 101 head; from here on the relay gets and writes bare bytes."""
+        channel = self._channel
+        if channel is not None:
+            self.started = self.pulling = True
+            self._keep = False
+            channel.write(head)
+            channel.tunnel()
+
+    def half_close(self) -> None:
+        """Tell the client that nothing more comes through the tunnel."""
+        if self._channel is not None:
+            self._channel.half_close()
+
+    def lose(self) -> None:
+        """Called by the connection: the client has left, or must."""
+        if self._channel is None:
+            return
+        self._channel = None
+        self.gone = True
+        if self.relay is not None:
+            self.relay.gone()
+        if self.on_gone is not None:
+            self.on_gone()
+
+
+def header_lines(pairs: Iterable[tuple[str, str]]) -> bytes:
+    """Header lines of name and value pairs. Raises ValueError for a line break in either."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in pairs)
+    block = lines.encode("latin-1")
+    if block.count(b"\n") != block.count(b"\r\n") or block.count(b"\r") != lines.count("\r\n"):
+        raise ValueError("line break in a header")
+    return block

@@ -1,0 +1,403 @@
+"""The public side of HTTP/1.1: sockets of shoppers on one hand, requests and answers on the other.
+
+A `Listener` makes one `Connection` a client; each request becomes an `Exchange` that is handed to a handler,
+in order, the next one only when the last is answered. Nothing here starts a task, and one timer a listener
+watches every deadline. The handler either answers (`Exchange.respond`) or attaches a `Relay` and streams.
+"""
+
+import asyncio
+import logging
+import math
+from collections import Counter
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import cast
+
+import httptools
+
+from waitingroom.deadlines import Sweep
+from waitingroom.exchange import REASONS, Exchange, Handler, Relay
+from waitingroom.forwarded import Client, Network, client_of
+from waitingroom.heads import (
+    CRLF2,
+    BadRequestError,
+    Body,
+    Chunked,
+    Counted,
+    Head,
+    check_partial,
+    parse_head,
+)
+
+__all__ = ["Client", "Connection", "Exchange", "Handler", "Head", "Limits", "Listener", "Relay", "client_of"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client, and all of them together, may take. Sizes in bytes, times in seconds."""
+
+    head_bytes: int = 32 * 1024
+    head_fields: int = 100
+    head_timeout: float = 10.0
+    keepalive_timeout: float = 75.0
+    body_idle_timeout: float = 60.0
+    connections: int = 10_000
+    high_water: int = 256 * 1024
+    low_water: int = 64 * 1024
+    drain_bytes: int = 64 * 1024
+    """Rest of an unread request body that is read past to keep the connection."""
+
+
+class Listener:
+    """The connections of one listening address. Give it to `loop.create_server` as the protocol factory.
+
+    Attributes:
+        refusals: how many requests were refused before the handler saw them, by status.
+    """
+
+    def __init__(
+        self, handler: Handler, limits: Limits = Limits(), trusted: tuple[Network, ...] = ()
+    ) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.trusted = trusted
+        self.refusals: Counter[int] = Counter()
+        self.draining = False
+        shortest = min(limits.head_timeout, limits.keepalive_timeout, limits.body_idle_timeout)
+        self.sweep = Sweep(min(1.0, shortest / 4))
+
+    def __call__(self) -> "Connection":
+        """A protocol for a client that connects."""
+        return Connection(self)
+
+    @property
+    def connections(self) -> int:
+        """Client connections open now."""
+        return len(self.sweep.members)
+
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - what is left then is cut, not cancelled
+        """Let requests under way finish for at most `timeout` seconds, then cut what is left.
+
+        Idle connections close at once, the others with their answer. Stop listening before.
+        """
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        connections = [member for member in self.sweep.members if isinstance(member, Connection)]
+        for connection in connections:
+            connection.retire()
+        while self.sweep.members and loop.time() < end:  # noqa: ASYNC110 - an event would cost every close
+            await asyncio.sleep(0.02)
+        for connection in connections:
+            connection.cut()
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection: it waits for a head, or serves one exchange, or lingers to close."""
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_choked",
+        "_exchange",
+        "_in_loop",
+        "_lingering",
+        "_listener",
+        "_paused",
+        "_transport",
+        "_tunnel",
+        "deadline",
+        "peer",
+        "scheme",
+    )
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._transport: asyncio.Transport
+        self._exchange: Exchange | None = None
+        self._body: Body | None = None
+        self._buffer = b""
+        self._choked = self._in_loop = self._lingering = self._paused = self._tunnel = False
+        self.deadline = math.inf
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        peer = transport.get_extra_info("peername")
+        self.peer: str = peer[0] if isinstance(peer, tuple) else ""
+        self.scheme = "http" if transport.get_extra_info("sslcontext") is None else "https"
+        limits = self._listener.limits
+        transport.set_write_buffer_limits(limits.high_water, limits.low_water)
+        full = self._listener.connections >= limits.connections
+        self._listener.sweep.add(self)
+        self._wait(limits.head_timeout)
+        if full:
+            self._refuse(503, "too many connections")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason changes nothing
+        """The client has left, or the connection was closed here."""
+        self._listener.sweep.discard(self)
+        self._lingering = True
+        self._buffer = b""
+        if self._exchange is not None:
+            self._exchange.lose()
+
+    def eof_received(self) -> bool:
+        """The client will send no more. Outside a tunnel that means that it has left."""
+        if not self._tunnel or self.scheme == "https" or self._exchange is None:
+            return False
+        relay = self._exchange.relay
+        if relay is not None:
+            relay.body_end(b"")
+        return True
+
+    def pause_writing(self) -> None:
+        """The client does not keep up with its answer."""
+        self._choked = True
+        self._wait(self._listener.limits.body_idle_timeout)
+        if self._exchange is not None and self._exchange.relay is not None:
+            self._exchange.relay.hold()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._choked = False
+        if self._exchange is None:
+            self._settle()
+            return
+        self.deadline = math.inf
+        if self._exchange.relay is not None:
+            self._exchange.relay.flow()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a head, of a body, of a tunnel, or of the requests after this one."""
+        if self._lingering:
+            return
+        self._buffer = self._buffer + data if self._buffer else data
+        if self._exchange is None and self._body is None:
+            self._next()
+        else:
+            self._pump()
+
+    def expired(self) -> None:
+        """Close what keeps us waiting: silently between requests, with 408 in the middle of a head."""
+        if self._exchange is None and self._buffer and not self._lingering:
+            self._refuse(408, "the request head took too long")
+        else:
+            self.cut()
+
+    def _next(self) -> None:
+        """Take heads off the buffer and hand them on until one has to wait."""
+        if self._in_loop:
+            return
+        self._in_loop = True
+        try:
+            while self._buffer and self._idle() and self._take_head():
+                pass
+        except BadRequestError as error:
+            self._refuse(error.status, error.reason)
+        finally:
+            self._in_loop = False
+
+    def _idle(self) -> bool:
+        """Whether the next request may be served; not while the client leaves answers unread."""
+        if self._choked and len(self._buffer) > self._listener.limits.head_bytes:
+            self.pause()
+        return self._exchange is None and self._body is None and not self._lingering and not self._choked
+
+    def _take_head(self) -> bool:
+        """Begin the exchange of the head at the front of the buffer; False while that head is incomplete."""
+        data = self._buffer
+        limits = self._listener.limits
+        end = data.find(CRLF2) + 4
+        if end < 4:  # noqa: PLR2004 - length of the mark that was not found
+            if len(data) > limits.head_bytes:
+                raise BadRequestError(431, "the request head is too long")
+            check_partial(data)
+            if self.deadline > self._now() + limits.head_timeout:
+                self._wait(limits.head_timeout)
+            return False
+        if end > limits.head_bytes:
+            raise BadRequestError(431, "the request head is too long")
+        if end == len(data):
+            head, self._buffer = parse_head(data, limits.head_fields), b""
+        else:
+            head, self._buffer = parse_head(data[:end], limits.head_fields), data[end:]
+        self.deadline = math.inf
+        if head.chunked:
+            self._body = Chunked()
+        elif head.length:
+            self._body = Counted(head.length)
+        self._serve(Exchange(head, self))
+        return True
+
+    def _serve(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        try:
+            self._listener.handler.handle(exchange)
+        except Exception:  # noqa: BLE001 - a bug in the handler must cost one request, not the gateway
+            _log.exception("a request could not be handled")
+            self._refuse(500, "the request could not be handled")
+
+    def _pump(self) -> None:
+        """Hand on what the buffer holds of the request's body, or of the tunnel."""
+        exchange, body = self._exchange, self._body
+        relay = exchange.relay if exchange is not None and exchange.pulling else None
+        if exchange is not None and (relay is None or (body is None and not self._tunnel)):
+            if len(self._buffer) > self._listener.limits.head_bytes:
+                self.pause()
+            return
+        data, self._buffer = self._buffer, b""
+        if self._tunnel and relay is not None:
+            relay.body(data)
+        elif body is not None:
+            self._feed(body, relay, data)
+
+    def _feed(self, body: Body, relay: Relay | None, data: bytes) -> None:
+        """Decode a piece of the body for the relay, or past an answer that did without it."""
+        try:
+            data, self._buffer = body.feed(data)
+        except httptools.HttpParserError:
+            self._refuse(400, "malformed chunked body")
+            return
+        if body.done:
+            self._body = None
+            self.deadline = math.inf
+        else:
+            self._wait(self._listener.limits.body_idle_timeout)
+        if relay is None:
+            self._settle()
+            return
+        if data:
+            relay.body(data)
+        if body.done:
+            relay.body_end(body.trailers)
+
+    def pull(self) -> None:
+        """The relay wants the body now."""
+        if self._body is not None:
+            self._wait(self._listener.limits.body_idle_timeout)
+            self.resume()
+            if self._buffer:
+                self._pump()
+
+    def tunnel(self) -> None:
+        """From here on bytes have no meaning to us."""
+        self._tunnel = True
+        self.resume()
+        if self._buffer:
+            self._pump()
+
+    def pause(self) -> None:
+        """Read no more for now."""
+        if not self._paused:
+            self._paused = True
+            self.deadline = math.inf
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused:
+            self._paused = False
+            if self._body is not None:
+                self._wait(self._listener.limits.body_idle_timeout)
+            self._transport.resume_reading()
+
+    def client(self, head: Head) -> Client:
+        """Who sent the request with this head."""
+        return client_of(head, self.peer, self._listener.trusted, self.scheme)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of an answer."""
+        self._transport.write(data)
+
+    def persists(self, head: Head) -> bool:
+        """Whether another request may follow the one with this head."""
+        return head.keep_alive and not self._listener.draining and not self._lingering
+
+    def skips(self, head: Head) -> bool:
+        """Whether what is unread of the body is little enough to be read past."""
+        body = self._body
+        if body is None:
+            return True
+        small = isinstance(body, Counted) and body.left <= self._listener.limits.drain_bytes
+        return small and not head.expects_continue
+
+    def answered(self, *, keep: bool) -> None:
+        """The exchange is complete: read past the rest of its body, go on with the next, or close."""
+        exchange, self._exchange = self._exchange, None
+        if not keep or exchange is None or not self.skips(exchange.head):
+            self._close()
+        elif self._body is not None:
+            self.resume()
+            data, self._buffer = self._buffer, b""
+            self._feed(self._body, None, data)
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Between two requests, once the last body is out of the way."""
+        if self._body is None and not self._lingering:
+            self._wait(self._listener.limits.keepalive_timeout)
+            if self._paused:
+                self.resume()
+            if self._buffer:
+                self._next()
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """Answer with an error of the protocol and close; cut, if an answer has begun."""
+        self._listener.refusals[status] += 1
+        exchange, self._exchange = self._exchange, None
+        started = exchange is not None and exchange.started
+        if exchange is not None:
+            exchange.lose()
+        if started:
+            self.cut()
+            return
+        text = f"{status} {HTTPStatus(status).phrase}: {reason}\n".encode()
+        self._transport.write(
+            b"HTTP/1.1 %d %b\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
+            b"Connection: close\r\n\r\n%b" % (status, REASONS[status], len(text), text)
+        )
+        self._linger()
+
+    def _close(self) -> None:
+        if self._body is None and not self._buffer:
+            self._lingering = True
+            self._transport.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Close so that the answer arrives: unread bytes at a closing socket reset it (RFC 9112 §9.6)."""
+        self._lingering = True
+        self._buffer = b""
+        self.resume()
+        self._wait(2.0)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def half_close(self) -> None:
+        """The other end of a tunnel has said all it will."""
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def retire(self) -> None:
+        """Close as soon as nothing is under way."""
+        if self._exchange is None and not self._lingering:
+            self._close()
+
+    def cut(self) -> None:
+        """Close at once, whatever is unsent."""
+        self._transport.abort()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _wait(self, seconds: float) -> None:
+        self.deadline = asyncio.get_running_loop().time() + seconds
