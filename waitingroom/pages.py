@@ -1,0 +1,408 @@
+"""What a waiting visitor is sent: the page, the status document, and the choice between them.
+
+A page is compiled once for each room, language and state, with holes for what belongs to one visitor; a
+newcomer costs no more than filling these.
+"""
+
+import json
+import time
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from html import escape
+from importlib import resources
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from waitingroom import locales
+from waitingroom.branding import Palette, logo_url, palette
+from waitingroom.room import Method, Room, State, Status
+from waitingroom.stencil import Stencil, hole
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class Answer(StrEnum):
+    """The form in which somebody who has to wait is told so."""
+
+    PAGE = "page"
+    JSON = "json"
+    PROBLEM = "problem"
+    FORM = "form"
+
+
+class Trouble(StrEnum):
+    """What keeps a visitor from the shop besides the line, and the HTTP status that it goes with."""
+
+    ORIGIN_DOWN = "origin_down"  # 502
+    ORIGIN_SLOW = "origin_slow"  # 504
+    BUSY = "busy"  # 503
+    BAD_REQUEST = "bad_request"  # 400
+    NOT_SENT = "not_sent"  # 429
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A body and the headers that belong to it; `Content-Length` is left to whoever sends it."""
+
+    body: bytes
+    headers: Headers
+
+
+def negotiate(
+    method: bytes, accept: bytes, *, dest: bytes = b"", mode: bytes = b"", purpose: bytes = b""
+) -> Answer:
+    """Decide in which form a request that has to wait is answered.
+
+    Only `PAGE` and `JSON` are worth a place in line. `FORM` is a form that a browser sends: its sender sees a
+    page, and nothing is passed on. Everything else (assets, calls of scripts, prefetched pages) is a `PROBLEM`.
+
+    Args:
+        method: request method.
+        accept: `Accept` header.
+        dest: `Sec-Fetch-Dest` header, empty if there is none, as with older browsers; so with the others.
+        mode: `Sec-Fetch-Mode` header.
+        purpose: `Sec-Purpose` header.
+    """
+    wants_html = b"text/html" in accept or b"application/xhtml+xml" in accept
+    navigates = mode == b"navigate" if mode else wants_html
+    if b"prefetch" in purpose or (navigates and dest not in (b"", b"document", b"iframe", b"frame")):
+        return Answer.PROBLEM
+    if method not in (b"GET", b"HEAD"):
+        return Answer.FORM if navigates else Answer.PROBLEM
+    if b"application/json" in accept and not wants_html:
+        return Answer.JSON
+    return Answer.PAGE if navigates else Answer.PROBLEM
+
+
+def _document(status: Status) -> dict[str, Any]:
+    wait = (
+        None
+        if status.low is None or status.high is None
+        else {"low": round(status.low), "high": ceil(status.high)}
+    )
+    document: dict[str, Any] = {
+        "room": status.room,
+        "state": status.state,
+        "position": status.position,
+        "ahead": status.ahead,
+        "wait": wait,
+        "poll_after": round(status.poll_after, 1),
+        "message": status.message,
+        "updated": round(status.updated),
+    }
+    if status.until is not None:
+        document["until"] = int(status.until)
+    if status.missed:
+        document["missed"] = True
+    return document
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def status_json(status: Status) -> bytes:
+    """Write the status document (`application/json`)."""
+    return _encode(_document(status)).encode()
+
+
+def cloudflare_json(room: Room, status: Status) -> bytes:
+    """Write the status document with `cfWaitingRoom` inside: the fields that Cloudflare's JSON answer has."""
+    known = status.low is not None and status.high is not None
+    minutes = (
+        ceil((status.low + status.high) / 120) if status.low is not None and status.high is not None else 0
+    )
+    method = room.queueing_method
+    theirs = {
+        "inWaitingRoom": True,
+        "waitTimeKnown": known,
+        "waitTime": minutes,
+        "waitTime25Percentile": 0,
+        "waitTime50Percentile": 0,
+        "waitTime75Percentile": 0,
+        "waitTimeFormatted": f"{minutes} minute{'' if minutes == 1 else 's'}" if known else "unavailable",
+        "queueIsFull": status.state is State.FULL,
+        "queueAll": room.queue_all or room.paused,
+        "lastUpdated": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(status.updated))
+        + f".{int(status.updated % 1 * 1000):03d}Z",
+        "refreshIntervalSeconds": 0 if method is Method.REJECT else ceil(status.poll_after),
+        "queueingMethod": method,
+        "isFIFOQueue": method is Method.FIFO,
+        "isRandomQueue": False,
+        "isPassthroughQueue": method is Method.PASSTHROUGH,
+        "isRejectQueue": method is Method.REJECT,
+        "isEventActive": False,
+        "isEventPrequeueing": status.state is State.PREQUEUE,
+        "timeUntilEventStart": 0,
+        "timeUntilEventStartFormatted": "unavailable",
+        "timeUntilEventEnd": 0,
+        "timeUntilEventEndFormatted": "unavailable",
+        "shuffleAtEventStart": False,
+        "turnstile": "",
+        "infiniteQueue": False,
+    }
+    return _encode({**_document(status), "cfWaitingRoom": theirs}).encode()
+
+
+def problem_json(status: Status) -> bytes:
+    """Write the answer to a request that is no page: 429 with `application/problem+json` (RFC 9457)."""
+    return _encode(
+        {
+            "type": "about:blank",
+            "title": "Too Many Requests",
+            "status": 429,
+            "detail": "This visitor has no seat in the shop yet. The request was not passed on.",
+            **_document(status),
+        }
+    ).encode()
+
+
+_POLLED = frozenset(State) | {"missed"}
+_CLIENT_TEXTS = (
+    "ahead",
+    "next",
+    "offline",
+    "wait_unknown",
+    "wait_soon",
+    "wait_upto",
+    "wait_minutes",
+    "wait_hours",
+    "held_minutes",
+    "held_seconds",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """A page but for its holes, and the headers that are the same for all who get it."""
+
+    stencil: Stencil
+    headers: Headers
+
+    def page(self, values: Mapping[str, bytes], *, accepts_gzip: bool) -> Page:
+        headers = self.headers
+        if values["retry"]:
+            headers += ((b"Retry-After", values["retry"]),)
+        if accepts_gzip:
+            return Page(self.stencil.gzip(values), (*headers, (b"Content-Encoding", b"gzip")))
+        return Page(self.stencil.fill(values), headers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A room as its page shows it, with the templates compiled so far by language and state."""
+
+    room: Room
+    palette: Palette
+    logo: str
+    templates: dict[tuple[str, str], _Template] = field(default_factory=dict)
+
+
+class Pages:
+    """Every page that the gateway itself sends.
+
+    Args:
+        rooms: rooms whose looks are prepared.
+
+    Raises:
+        ValueError: a room's colour cannot be read, or its logo cannot be used.
+    """
+
+    def __init__(self, rooms: Iterable[Room]) -> None:
+        self._languages = locales.load()
+        self._environment = _environment()
+        self._script = _strip(_template_text("page.js"))
+        self._looks: dict[str, _Look] = {}
+        self.update(Room())
+        for room in rooms:
+            self.update(room)
+
+    def update(self, room: Room) -> None:
+        """Take over a new or changed room; on an error the room keeps the look that it had.
+
+        Raises:
+            ValueError: the room's colour cannot be read, or its logo cannot be used.
+        """
+        logo = logo_url(room.shop_logo) if room.shop_logo else ""
+        self._looks[room.name] = _Look(room, palette(room.accent_color), logo)
+
+    def render(
+        self,
+        room: Room,
+        status: Status,
+        *,
+        host: str,
+        languages: bytes | str,
+        accepts_gzip: bool,
+        again: str = "",
+    ) -> Page:
+        """Write the waiting page for one visitor.
+
+        Args:
+            room: as it is now; a change that nobody announced with `update` is taken over here.
+            status: what the visitor is told.
+            host: host that the visitor asked for; the shop's name where it has none.
+            languages: `Accept-Language` header.
+            accepts_gzip: whether the body may be gzipped.
+            again: where the `ended` page offers to start anew; empty for the address that it stands on.
+
+        Raises:
+            ValueError: as `update`, for a change that was not announced.
+        """
+        look = self._looks.get(room.name)
+        if look is None or (look.room is not room and look.room != room):
+            self.update(room)
+            look = self._looks[room.name]
+        language = locales.choose(languages, self._languages)
+        state = "missed" if status.missed and status.state is State.WAITING else status.state.value
+        template = self._template(look, language, state)
+        values = _values(status, status.message or room.message, language)
+        values.update(shop=_html(host), again=_html(again))
+        return template.page(values, accepts_gzip=accepts_gzip)
+
+    def render_error(
+        self,
+        room: Room | None,
+        trouble: Trouble,
+        *,
+        host: str,
+        languages: bytes | str,
+        accepts_gzip: bool,
+        retry_after: int | None = None,
+    ) -> Page:
+        """Write a page that says what went wrong.
+
+        Args:
+            room: where its look is wanted; None for a plain page.
+            trouble: what happened.
+            host: as for `render`, as are `languages` and `accepts_gzip`.
+            languages: as above.
+            accepts_gzip: as above.
+            retry_after: seconds after which the page asks again by itself; None for never, which is a must
+                where the request was not a GET.
+        """
+        look = self._looks.get(room.name if room else "") or self._looks[""]
+        language = locales.choose(languages, self._languages)
+        template = self._template(look, language, trouble.value + ("" if retry_after is None else "+retry"))
+        retry = b"" if retry_after is None else b"%d" % retry_after
+        return template.page({"shop": _html(host), "retry": retry}, accepts_gzip=accepts_gzip)
+
+    def _template(self, look: _Look, language: locales.Language, variant: str) -> _Template:
+        key = (language.tag, variant)
+        if key not in look.templates:
+            look.templates[key] = self._compile(look, language, variant)
+        return look.templates[key]
+
+    def _compile(self, look: _Look, language: locales.Language, variant: str) -> _Template:
+        from markupsafe import Markup  # noqa: PLC0415 - comes with Jinja2, only a gateway that serves pages pays
+
+        state, _, retries = variant.partition("+")
+        polled = state in _POLLED
+        style = _strip(
+            self._environment.get_template("style.css").render(
+                palette=look.palette,
+                logo=Markup(look.logo),  # noqa: S704 - a data URL of our own making
+            )
+        )
+        texts = {key: language.texts[key] for key in _CLIENT_TEXTS} if polled else {}
+        html = self._environment.get_template("page.html").render(
+            language=language,
+            say=language.say,
+            mode="poll" if polled else "reload" if retries else "",
+            refreshes=bool(retries) or (polled and state != State.ENDED),
+            state=state,
+            room=look.room.name,
+            path=look.room.path,
+            hold_for=look.room.hold_for,
+            palette=look.palette,
+            logo=look.logo,
+            shop=look.room.shop_name or hole("shop"),
+            hole=hole,
+            style=Markup(style),  # noqa: S704 - ours but for the palette and the logo, both checked
+            script=Markup(self._script),  # noqa: S704 - ours
+            texts=Markup(_encode(texts).replace("<", "\\u003c")),  # noqa: S704 - cannot end the script element
+        )
+        headers = _headers(language.tag, style, self._script)
+        if polled:
+            headers += ((b"Waiting-Room", (State.WAITING if state == "missed" else state).encode()),)
+        return _Template(Stencil(html), headers)
+
+
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - as above
+
+    loader = PackageLoader("waitingroom", "templates")
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def _template_text(name: str) -> str:
+    return (resources.files("waitingroom") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _strip(source: str) -> str:
+    """Leave out indentation, blank lines and the lines that only comment."""
+    lines = (line.strip() for line in source.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
+
+
+def _headers(tag: str, style: str, script: str) -> Headers:
+    digests = [b64encode(sha256(text.encode()).digest()).decode() for text in (style, script)]
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; "
+        "connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
+    )
+    return (
+        (b"Content-Type", b"text/html; charset=utf-8"),
+        (b"Content-Language", tag.encode()),
+        (b"Content-Security-Policy", policy.encode()),
+        (b"Cache-Control", b"no-store"),
+        (b"Vary", b"Accept, Accept-Encoding, Accept-Language, Cookie"),
+        (b"X-Robots-Tag", b"noindex"),
+        (b"X-Content-Type-Options", b"nosniff"),
+        (b"Referrer-Policy", b"same-origin"),
+    )
+
+
+def _html(text: str) -> bytes:
+    return escape(text).encode()
+
+
+def _values(status: Status, message: str, language: locales.Language) -> dict[str, bytes]:
+    """Write what belongs to one visitor, by the name of its hole."""
+    position, seconds = status.position, max(2, ceil(status.poll_after))
+    moment = time.gmtime(status.updated)
+    number = "" if position is None else language.number(position)
+    values = {
+        "retry": str(seconds),
+        "title_position": f"{number} · " if number and status.state is not State.YOUR_TURN else "",
+        "raw_position": "" if position is None else str(position),
+        "position": number,
+        "ahead": _ahead(position, language),
+        "wait": language.wait(status.low, status.high),
+        "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment),
+        "clock": time.strftime("%H:%M:%S UTC", moment),
+        "held": _held(status.until, language),
+        "checks_every": language.count("checks_every", seconds),
+        "message": escape(message),
+    }
+    return {name: value.encode() for name, value in values.items()}
+
+
+def _ahead(position: int | None, language: locales.Language) -> str:
+    if position is None:
+        return language.say("place_soon")
+    return language.count("ahead", position - 1) if position > 1 else language.say("next")
+
+
+def _held(until: float | None, language: locales.Language) -> str:
+    left = int(until or 0)
+    if left == 0:
+        return ""
+    return language.count("held_seconds", left) if left < 120 else language.count("held_minutes", left // 60)  # noqa: PLR2004 - two minutes
