@@ -1,0 +1,319 @@
+"""What the gateway counts and measures for the people who run it.
+
+`METRICS` is the one table of all metrics; everything exported is built from it. Counts are plain numbers
+in dictionaries, because a request on the hot path can afford a tenth of a microsecond and not a lock:
+whoever counts, and whoever renders, does so on the thread of the event loop.
+"""
+
+import asyncio
+import platform
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Literal, get_args
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from waitingroom import __version__
+from waitingroom.logs import RequestLog, Served, Verdict
+from waitingroom.room import Room, Snapshot
+
+PREFIX = "waitingroom_"
+
+NO_ROOM = "-"
+"""Value of the label `room` for what concerns no room, such as a request that cannot be parsed."""
+
+OriginError = Literal["connect", "timeout", "reset", "protocol", "answer"]
+"""Why the origin failed a request; `answer` is a 5xx of its own."""
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+ORIGIN_ERRORS: tuple[OriginError, ...] = get_args(OriginError)
+
+LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+STORE_LATENCIES = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+STALL_AFTER_S = 30.0
+"""Shortest time without movement that counts as a stall; an alert has as long again to fire."""
+
+LAG_INTERVAL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One metric: name without prefix, kind, what it says, labels and (histograms) bucket edges."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    doc: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+ROOM = ("room",)
+
+METRICS = (
+    Row("build_info", "gauge", "Always 1; the labels say what is running.", ("version", "python")),
+    Row("shoppers_inside", "gauge", "Shoppers who hold a seat.", ROOM),
+    Row("offers_open", "gauge", "Seats held for visitors whose turn it is.", ROOM),
+    Row("visitors_waiting", "gauge", "Visitors with a place, seen within the presence window.", ROOM),
+    Row("visitors_present", "gauge", "Waiting visitors heard of in the last 75 seconds.", ROOM),
+    Row(
+        "candidates",
+        "gauge",
+        "Present visitors who could be called now, and for whom there was no seat.",
+        ROOM,
+    ),
+    Row("limit_shoppers_inside", "gauge", "total_active_users as the store has it.", ROOM),
+    Row("limit_new_users_per_minute", "gauge", "new_users_per_minute as the store has it.", ROOM),
+    Row("joined_total", "counter", "Numbers issued.", ROOM),
+    Row("offered_total", "counter", "Seats offered to visitors whose turn had come.", ROOM),
+    Row("admitted_total", "counter", "Visitors who took a seat, walk-ins included.", ROOM),
+    Row("lapsed_total", "counter", "Offers that nobody took up in time.", ROOM),
+    Row("left_total", "counter", "Seats given back by their shopper or by the origin.", ROOM),
+    Row("expired_total", "counter", "Seats that ended by idling.", ROOM),
+    Row("vanished_total", "counter", "First short seats whose cookie never came back.", ROOM),
+    Row("abandoned_total", "counter", "Places given up before their turn.", ROOM),
+    Row(
+        "stalled",
+        "gauge",
+        "1 while people wait, seats are free, and nobody has been admitted for too long.",
+        ROOM,
+    ),
+    Row("room_version", "gauge", "Version of the room's configuration in force on this gateway.", ROOM),
+    Row("room_differences", "gauge", "Settings whose value in the store differs from the file's.", ROOM),
+    Row("tick_age_seconds", "gauge", "Time since the last successful exchange with the store.", ROOM),
+    Row("tick_duration_seconds", "histogram", "How long successful ticks took.", ROOM, STORE_LATENCIES),
+    Row("tick_failures_total", "counter", "Ticks that did not reach the store.", ROOM),
+    Row("requests_total", "counter", "Requests answered, by what became of them.", ("room", "verdict")),
+    Row("sent_bytes_total", "counter", "Bytes of response bodies sent to shoppers.", ROOM),
+    Row(
+        "origin_latency_seconds",
+        "histogram",
+        "From a forwarded request to the origin's first byte.",
+        ROOM,
+        LATENCIES,
+    ),
+    Row("origin_errors_total", "counter", "Forwarded requests that the origin failed.", ("room", "kind")),
+    Row("tickets_rejected_total", "counter", "Cookies of ours that did not verify.", ("reason",)),
+    Row("connections_open", "gauge", "Open connections, towards shoppers and towards the origin.", ("side",)),
+    Row("store_calls_total", "counter", "Calls to the store.", ("call", "outcome")),
+    Row("store_call_seconds", "histogram", "How long calls to the store took.", ("call",), STORE_LATENCIES),
+    Row("event_loop_lag_seconds", "histogram", "How late the event loop ran a timer.", (), LATENCIES),
+    Row("log_lines_dropped_total", "counter", "Log lines lost because nobody read them."),
+)
+
+
+class Distribution:
+    """Observations counted by bucket."""
+
+    __slots__ = ("counts", "edges", "total")
+
+    def __init__(self, edges: tuple[float, ...]) -> None:
+        self.edges = edges
+        self.counts = [0] * (len(edges) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one observation; an edge belongs to the bucket that it closes."""
+        self.counts[bisect_left(self.edges, value)] += 1
+        self.total += value
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """When somebody was last called in a room, or nobody had to be; `patience` is how long that may last."""
+
+    called: int
+    at: float
+    patience: float
+
+
+class Telemetry(Collector):
+    """The metrics of one gateway, and its request log.
+
+    Args:
+        rooms: names of the rooms; their series exist from the start, so that a first event is an increase.
+        log: where requests are written; none: they are only counted.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, rooms: Iterable[str], log: RequestLog | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._log = log
+        self._clock = clock
+        self._numbers: dict[str, defaultdict[tuple[str, ...], float]] = {
+            row.name: defaultdict(float) for row in METRICS if row.kind != "histogram"
+        }
+        self._distributions: dict[str, defaultdict[tuple[str, ...], Distribution]] = {
+            row.name: defaultdict(partial(Distribution, row.buckets))
+            for row in METRICS
+            if row.kind == "histogram"
+        }
+        self._requests = self._numbers["requests_total"]
+        self._sent = self._numbers["sent_bytes_total"]
+        self._latency = self._distributions["origin_latency_seconds"]
+        self._ticked: dict[str, float] = {}
+        self._movement: dict[str, Movement] = {}
+        self._numbers["build_info"][__version__, platform.python_version()] = 1
+        self._lag = self._distributions["event_loop_lag_seconds"][()]
+        for side in ("shopper", "origin"):
+            self._numbers["connections_open"][side,] = 0
+        for room in (NO_ROOM, *rooms):
+            self._prepare(room)
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+
+    def _prepare(self, room: str) -> None:
+        for verdict in VERDICTS:
+            self._requests[room, verdict] = 0
+        if room == NO_ROOM:
+            return
+        for kind in ORIGIN_ERRORS:
+            self._numbers["origin_errors_total"][room, kind] = 0
+        for name in ("tick_failures_total", "sent_bytes_total", "room_differences"):
+            self._numbers[name][room,] = 0
+        self._ticked[room] = self._clock()
+
+    def request(self, served: Served) -> None:
+        """Count a request that has been answered, and log it."""
+        self._requests[served.room, served.verdict] += 1
+        if served.sent:
+            self._sent[served.room,] += served.sent
+        if self._log is not None:
+            self._log.request(served)
+
+    def origin(self, room: str, seconds: float) -> None:
+        """Note how long the origin took to its first byte."""
+        self._latency[room,].observe(seconds)
+
+    def origin_failed(self, room: str, kind: OriginError) -> None:
+        """Count a forwarded request that the origin failed."""
+        self._numbers["origin_errors_total"][room, kind] += 1
+
+    def ticket_rejected(self, reason: str) -> None:
+        """Count a cookie of ours that did not verify; `reason` is one of a few fixed words."""
+        self._numbers["tickets_rejected_total"][reason,] += 1
+
+    def connection_opened(self, side: Literal["shopper", "origin"]) -> None:
+        """Count a connection."""
+        self._numbers["connections_open"][side,] += 1
+
+    def connection_closed(self, side: Literal["shopper", "origin"]) -> None:
+        """Count a connection that has ended."""
+        self._numbers["connections_open"][side,] -= 1
+
+    def store_call(self, call: str, seconds: float, outcome: str = "ok") -> None:
+        """Note a call to the store by its script's or command's name; `outcome` is ok, timeout or error."""
+        self._numbers["store_calls_total"][call, outcome] += 1
+        self._distributions["store_call_seconds"][call,].observe(seconds)
+
+    def tick(self, room: str, seconds: float) -> None:
+        """Note a successful exchange with the store."""
+        self._ticked[room] = self._clock()
+        self._distributions["tick_duration_seconds"][room,].observe(seconds)
+
+    def tick_failed(self, room: str) -> None:
+        """Count a tick that did not reach the store."""
+        self._numbers["tick_failures_total"][room,] += 1
+
+    def loop_lag(self, seconds: float) -> None:
+        """Note how late the event loop ran a timer."""
+        self._lag.observe(seconds)
+
+    def differences(self, room: str, count: int) -> None:
+        """Say how many settings of a room differ between the file and the store."""
+        self._numbers["room_differences"][room,] = count
+
+    def snapshot(self, room: Room, seen: Snapshot) -> None:
+        """Take over what a tick brought home; the totals are the store's and the same on every gateway."""
+        values: dict[str, float] = {
+            "shoppers_inside": seen.inside,
+            "offers_open": seen.offered,
+            "visitors_waiting": seen.waiting,
+            "visitors_present": seen.present,
+            "candidates": seen.candidates,
+            "limit_shoppers_inside": room.total_active_users,
+            "limit_new_users_per_minute": room.new_users_per_minute,
+            "room_version": room.version,
+        }
+        values |= {f"{name}_total": count for name, count in asdict(seen.totals).items()}
+        for name, value in values.items():
+            self._numbers[name][room.name,] = value
+        called = seen.totals.offered + seen.totals.admitted
+        last = self._movement.get(room.name)
+        if last is None or last.called != called or not awaits_movement(room, seen):
+            self._movement[room.name] = Movement(called, self._clock(), stall_after(room))
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """All metrics in the format that the `Accept` header asks for, with their `Content-Type`."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def collect(self) -> Iterator[Metric]:
+        """Every row of the table with its samples, for the registry."""
+        now = self._clock()
+        for room, at in self._ticked.items():
+            self._numbers["tick_age_seconds"][room,] = max(0.0, now - at)
+        for room, last in self._movement.items():
+            self._numbers["stalled"][room,] = float(now - last.at > last.patience)
+        if self._log is not None:
+            self._numbers["log_lines_dropped_total"][()] = self._log.dropped
+        for row in METRICS:
+            if row.kind == "histogram":
+                yield _histogram(row, self._distributions[row.name])
+            else:
+                family = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
+                metric = family(PREFIX + row.name, row.doc, labels=row.labels)
+                for labels, value in self._numbers[row.name].items():
+                    metric.add_metric(labels, value)
+                yield metric
+
+
+def awaits_movement(room: Room, seen: Snapshot) -> bool:
+    """Whether somebody ought to be called: people are present, seats are free, and nobody has said stop."""
+    held_back = room.paused or room.queue_all or room.suspended
+    return not held_back and seen.candidates > 0 and seen.inside + seen.offered < room.total_active_users
+
+
+def stall_after(room: Room) -> float:
+    """Seconds without movement that are a fault: longer than two turns at the room's pace."""
+    return max(STALL_AFTER_S, 2 * 60 / room.new_users_per_minute)
+
+
+def _histogram(row: Row, series: dict[tuple[str, ...], Distribution]) -> Metric:
+    metric = HistogramMetricFamily(PREFIX + row.name, row.doc, labels=row.labels)
+    names = [*map(floatToGoString, row.buckets), "+Inf"]
+    for labels, observed in series.items():
+        metric.add_metric(labels, list(zip(names, accumulate(observed.counts), strict=True)), observed.total)
+    return metric
+
+
+class LoopLag:
+    """Samples how late the event loop runs its timers, four times a second, from construction to `stop`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, observe: Callable[[float], None]) -> None:
+        self._loop = loop
+        self._observe = observe
+        self._arm()
+
+    def _arm(self) -> None:
+        self._due = self._loop.time() + LAG_INTERVAL_S
+        self._timer = self._loop.call_at(self._due, self._sample)
+
+    def _sample(self) -> None:
+        self._observe(max(0.0, self._loop.time() - self._due))
+        self._arm()
+
+    def stop(self) -> None:
+        """End the sampling."""
+        self._timer.cancel()
