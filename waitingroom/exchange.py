@@ -184,12 +184,14 @@ class Exchange:
     def finish(self) -> None:
         """The answer is complete; after a tunnel, both sides have said all they will."""
         channel, self._channel = self._channel, None
+        self.relay = None
         if channel is not None:
             channel.answered(keep=self._keep)
 
     def cut(self) -> None:
         """The answer cannot be completed: break the connection off, so that nobody takes it for whole."""
         channel, self._channel = self._channel, None
+        self.relay = None
         if channel is not None:
             channel.cut()
 
@@ -213,8 +215,9 @@ class Exchange:
             return
         self._channel = None
         self.gone = True
-        if self.relay is not None:
-            self.relay.gone()
+        relay, self.relay = self.relay, None
+        if relay is not None:
+            relay.gone()
         if self.on_gone is not None:
             self.on_gone()
 

@@ -17,8 +17,9 @@ _RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*))
 _REQUEST_LINE = re.compile(_TOKEN + rb" [!-~\x80-\xff]+ HTTP/1\.[01]")
 _NOTABLE = re.compile(
     rb"\r\n(host|content-length|transfer-encoding|connection|upgrade|expect|cookie|te|trailer|keep-alive"
-    rb"|proxy-[^:]*|http2-settings|forwarded|x-forwarded-(?:for|host|proto)|(?:cf-)?waiting-room[^:]*):"
+    rb"|proxy-[^:]*|http2-settings|forwarded|x-forwarded-(?:for|host|proto)|(?:cf-)?waiting-room[^:]*):([^\r]*)"
 )
+_SINGLE: Final = {b"host", b"content-length", b"transfer-encoding"}
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([/?].*)?", re.IGNORECASE | re.DOTALL)
@@ -45,18 +46,28 @@ class BadResponseError(Exception):
 
 
 class _Fields:
-    """The header lines of a message, looked up in the bytes. Names are asked for in lower case."""
+    """The header lines of a message, looked up in the bytes. Names are asked for in lower case.
 
-    __slots__ = ("_lower", "notable", "raw")
+    Attributes:
+        raw: the whole head, blank line included.
+        lower: the same in lower case, for finding things.
+        notable: the headers that framing or a proxy has to look at: lower-case name to lower-case value.
+    """
+
+    __slots__ = ("lower", "notable", "options", "raw")
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
-        self._lower = raw.lower()
-        self.notable: list[bytes] = _NOTABLE.findall(self._lower)
+        self.lower = raw.lower()
+        found: list[tuple[bytes, bytes]] = _NOTABLE.findall(self.lower)
+        self.notable = dict(found)
+        if len(found) != len(self.notable):
+            self.notable = _merged(found)
+        self.options = self.listed(b"connection")
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of a header, without surrounding blanks, or None."""
-        start = self._lower.find(b"\r\n" + name + b":")
+        start = self.lower.find(b"\r\n" + name + b":")
         if start < 0:
             return None
         start += len(name) + 3
@@ -64,42 +75,53 @@ class _Fields:
 
     def get_all(self, name: bytes) -> list[bytes]:
         """Every value of a header, in order, never folded together."""
+        return [self.raw[start + len(name) + 3 : end].strip(b" \t") for start, end in self.spans(name)]
+
+    def spans(self, name: bytes) -> list[tuple[int, int]]:
+        """Where the lines of a header stand in `raw`, each with the line break before it."""
         mark = b"\r\n" + name + b":"
-        values = []
-        start = self._lower.find(mark)
+        found = []
+        start = self.lower.find(mark)
         while start >= 0:
-            start += len(mark)
-            values.append(self.raw[start : self.raw.index(b"\r", start)].strip(b" \t"))
-            start = self._lower.find(mark, start)
-        return values
+            end = self.raw.index(b"\r", start + 2)
+            found.append((start, end))
+            start = self.lower.find(mark, end)
+        return found
 
     def listed(self, name: bytes) -> list[bytes]:
-        """The lower-case members of a comma-separated header, over all its lines."""
-        if name not in self.notable:
+        """The lower-case members of a notable, comma-separated header, over all its lines."""
+        value = self.notable.get(name)
+        if value is None:
             return []
-        return [item.strip(b" \t").lower() for line in self.get_all(name) for item in line.split(b",")]
+        return [item.strip(b" \t") for item in value.split(b",")]
 
     def _framing(self, minor: int) -> tuple[int | None, bool]:
         """Content-Length and whether the body is chunked; ValueError unless there is one reading only."""
-        notable = self.notable
-        has_length = b"content-length" in notable
-        if b"transfer-encoding" in notable:
-            if has_length or minor == 0 or notable.count(b"transfer-encoding") > 1:
+        coding = self.notable.get(b"transfer-encoding")
+        length = self.notable.get(b"content-length")
+        # Only spaces are taken off, so that framing never depends on how a reader treats a tab.
+        if coding is not None:
+            if length is not None or minor == 0:
                 raise ValueError("ambiguous body framing")
-            if self._exact(b"transfer-encoding").lower() != b"chunked":
+            if coding.strip(b" ") != b"chunked":
                 raise ValueError("Transfer-Encoding is not chunked")
             return None, True
-        if not has_length:
+        if length is None:
             return None, False
-        value = self._exact(b"content-length")
-        if notable.count(b"content-length") > 1 or _LENGTH.fullmatch(value) is None:
+        length = length.strip(b" ")
+        if _LENGTH.fullmatch(length) is None:
             raise ValueError("malformed Content-Length")
-        return int(value), False
+        return int(length), False
 
-    def _exact(self, name: bytes) -> bytes:
-        """A value without the spaces around it; a tab stays, so that framing headers do not pass with one."""
-        start = self._lower.index(b"\r\n" + name + b":") + len(name) + 3
-        return self.raw[start : self.raw.index(b"\r", start)].strip(b" ")
+
+def _merged(found: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """One value a name; a second one of those that may not be repeated makes it malformed."""
+    merged: dict[bytes, bytes] = {}
+    for name, value in found:
+        if name in merged:
+            value = b"\0" if name in _SINGLE else merged[name] + b"," + value  # noqa: PLW2901 - the joined value
+        merged[name] = value
+    return merged
 
 
 class Head(_Fields):
@@ -108,14 +130,14 @@ class Head(_Fields):
     Attributes:
         method, target: as sent.
         minor: 1 for HTTP/1.1, 0 for HTTP/1.0.
-        raw: the whole head, blank line included.
-        host: authority the request is for (of the target, if that is absolute), b"" if HTTP/1.0 sent none.
+        host: authority the request is for in lower case (of the target, if that is absolute); b"" if HTTP/1.0
+            sent none.
         path: the target in origin form.
         length, chunked: framing of the body; (None, False) is no body.
         upgrade: a tunnel is asked for, and may be.
         expects_continue: the client waits for an interim answer before it sends the body.
         keep_alive: the client will send further requests on this connection.
-        notable: lower-case names of the headers present that a proxy has to look at.
+        options: lower-case members of Connection.
     """
 
     __slots__ = (
@@ -146,11 +168,10 @@ class Head(_Fields):
         self.host = self._authority()
         self.keep_alive = minor == 1
         self.upgrade = self.expects_continue = False
-        if b"connection" in notable:
-            options = self.listed(b"connection")
+        if options := self.options:
             self.keep_alive = b"close" not in options and (minor == 1 or b"keep-alive" in options)
             self.upgrade = b"upgrade" in options and self._may_upgrade()
-        if b"expect" in notable and minor == 1 and self.has_body:
+        if minor == 1 and b"expect" in notable and self.has_body:
             self.expects_continue = self.listed(b"expect") == [b"100-continue"]
 
     @property
@@ -159,12 +180,15 @@ class Head(_Fields):
         return self.chunked or bool(self.length)
 
     def _authority(self) -> bytes:
-        count = self.notable.count(b"host")
-        if count > 1 or (count == 0 and self.minor == 1):
-            raise BadRequestError(400, "exactly one Host is required")
-        host = (self.get(b"host") or b"") if count else b""
-        if count and HOST.fullmatch(host) is None:
-            raise BadRequestError(400, "malformed Host")
+        host = self.notable.get(b"host")
+        if host is None:
+            if self.minor == 1:
+                raise BadRequestError(400, "Host is required")
+            host = b""
+        else:
+            host = host.strip(b" \t")
+            if HOST.fullmatch(host) is None:
+                raise BadRequestError(400, "malformed Host")
         if self.target[:1] == b"/" or (self.target == b"*" and self.method == b"OPTIONS"):
             return host
         match = _ABSOLUTE.fullmatch(self.target)
@@ -172,7 +196,7 @@ class Head(_Fields):
             raise BadRequestError(400, "malformed request target")
         rest = match[2] or b"/"
         self.path = rest if rest[:1] == b"/" else b"/" + rest
-        return match[1]
+        return match[1].lower()
 
     def _may_upgrade(self) -> bool:
         # A tunnel to h2c would carry further requests past every check made here.
@@ -203,7 +227,7 @@ class ResponseHead(_Fields):
             raise BadResponseError(str(error)) from None
         if bodyless or status < 200 or status in {204, 304}:  # noqa: PLR2004 - statuses without a body
             self.length, self.chunked = 0, False
-        options = self.listed(b"connection")
+        options = self.options
         framed = self.chunked or self.length is not None
         self.keep_alive = framed and b"close" not in options and (minor == 1 or b"keep-alive" in options)
 
@@ -296,6 +320,7 @@ class Chunked:
         self._tail = b""
         self._idle = 0
         self.done = False
+        self.trailers = b""
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(self._START)
         self.trailers = b""

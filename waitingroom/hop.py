@@ -9,30 +9,27 @@ from typing import Final
 
 from waitingroom.heads import Head, ResponseHead
 
-_HOP = rb"connection|keep-alive|proxy-[^:]*|te|upgrade|http2-settings"
-_CUT_OUTBOUND = re.compile(
-    rb"\r\n(?:" + _HOP + rb"|forwarded|x-forwarded-(?:for|proto|host)|(?:cf-)?waiting-room[^:]*):[^\r]*",
-    re.IGNORECASE,
-)
-_CUT_INBOUND = re.compile(
-    rb"\r\n(?:" + _HOP + rb"|transfer-encoding|(?:cf-)?waiting-room-command):[^\r]*", re.IGNORECASE
-)
-_CUT_TRAILER = re.compile(rb"\r\ntrailer:[^\r]*", re.IGNORECASE)
-_CUT_HOST = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
-_COOKIE = re.compile(rb"\r\ncookie:([^\r]*)", re.IGNORECASE)
-_NO_TRAILER = re.compile(
-    rb"(?:"
-    + _HOP
-    + rb"|host|authorization|cookie|set-cookie|content-[^:]*|cache-control|expect|range|trailer"
-    rb"|transfer-encoding|forwarded|x-forwarded-[^:]*|(?:cf-)?waiting-room[^:]*):.*",
-    re.IGNORECASE,
-)
+_OUTBOUND_PLAIN: Final = {b"host", b"content-length", b"transfer-encoding", b"cookie", b"expect"}
+_INBOUND_PLAIN: Final = {b"host", b"content-length", b"cookie", b"expect", b"forwarded"} | {
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
+}
+"""Notable headers that pass; every other notable one ends here."""
+
 _KNOWN_OPTIONS: Final = {b"close", b"keep-alive", b"upgrade", b"te", b"", b"http2-settings"}
 _NEVER_CUT: Final = {b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect"}
 """What a Connection header may not take away: without these the next reader would see another request."""
 
-_PLAIN: Final = {b"host", b"content-length", b"transfer-encoding", b"cookie", b"expect"}
-"""Notable headers that pass as they are; a head with no others needs no cutting."""
+_NO_TRAILER = re.compile(
+    rb"(?:connection|keep-alive|proxy-[^:]*|te|upgrade|host|authorization|cookie|set-cookie|content-[^:]*"
+    rb"|cache-control|expect|range|trailer|transfer-encoding|forwarded|x-forwarded-[^:]*"
+    rb"|(?:cf-)?waiting-room[^:]*):.*",
+    re.IGNORECASE,
+)
+
+Edit = tuple[int, int, bytes]
+"""Replace the bytes from here to there."""
 
 
 def outbound_head(
@@ -46,23 +43,22 @@ def outbound_head(
         strip_cookies: beginnings of names of cookies that stay here.
         host: replaces Host; None keeps the shopper's.
     """
-    raw = head.raw
-    if not _PLAIN.issuperset(head.notable):
-        raw = _CUT_OUTBOUND.sub(b"", raw)
-        if not head.chunked:
-            raw = _CUT_TRAILER.sub(b"", raw)
-        raw = _cut_named(raw, head.listed(b"connection"))
+    edits: list[Edit] = []
+    notable = head.notable
+    if not _OUTBOUND_PLAIN.issuperset(notable):
+        names = notable.keys() - _OUTBOUND_PLAIN
+        if head.chunked:
+            names.discard(b"trailer")
+        edits = _cuts(head, names)
         if head.upgrade:
             lines += b"Connection: Upgrade\r\nUpgrade: " + b", ".join(head.get_all(b"upgrade")) + b"\r\n"
-        elif b"trailers" in head.listed(b"te"):
+        elif b"te" in names and b"trailers" in head.listed(b"te"):
             lines += b"Connection: TE\r\nTE: trailers\r\n"
-    for prefix in strip_cookies:
-        if prefix in raw:
-            raw = _COOKIE.sub(lambda match: _keep_cookies(match, strip_cookies), raw)
-            break
+    if strip_cookies and b"cookie" in notable:
+        edits += _cookie_edits(head, strip_cookies)
     if head.path is not head.target or not head.minor or host is not None:
-        raw = _readdress(raw, head, host)
-    return raw[:-2] + lines + b"\r\n"
+        edits += _readdressed(head, host)
+    return _edited(head.raw, edits, lines + b"\r\n")
 
 
 def inbound_head(head: ResponseHead, lines: bytes = b"", *, chunked: bool = False) -> bytes:
@@ -73,19 +69,21 @@ def inbound_head(head: ResponseHead, lines: bytes = b"", *, chunked: bool = Fals
         lines: header lines to add, each ended by CRLF.
         chunked: the body will be sent chunked.
     """
-    raw = head.raw
-    if head.notable:
-        raw = _CUT_INBOUND.sub(b"", raw)
-        if not chunked:
-            raw = _CUT_TRAILER.sub(b"", raw)
-        raw = _cut_named(raw, head.listed(b"connection"))
+    edits: list[Edit] = []
+    if not _INBOUND_PLAIN.issuperset(head.notable):
+        names = {name for name in head.notable if name not in _INBOUND_PLAIN and _ends_here(name)}
+        if chunked:
+            names.discard(b"trailer")
+        edits = _cuts(head, names)
+    if not head.minor:
+        edits.append((0, 8, b"HTTP/1.1"))
     if chunked:
         lines += b"Transfer-Encoding: chunked\r\n"
-    return (raw[:-2] if head.minor else b"HTTP/1.1" + raw[8:-2]) + lines
+    return _edited(head.raw, edits, lines)
 
 
 def end_to_end_trailers(trailers: bytes) -> bytes:
-    """The trailer lines that may pass: none that frames, routes or authenticates (RFC 9110 §6.5.1)."""
+    """The trailer lines that may pass: none that frames, routes or authenticates (RFC 9110 section 6.5.1)."""
     if not trailers:
         return b""
     return b"".join(
@@ -93,26 +91,44 @@ def end_to_end_trailers(trailers: bytes) -> bytes:
     )
 
 
-def _cut_named(raw: bytes, options: list[bytes]) -> bytes:
-    """Without the lines that the Connection header names as meant for this hop."""
-    named = [option for option in options if option not in _KNOWN_OPTIONS and option not in _NEVER_CUT]
-    if not named:
-        return raw
-    first, *lines = raw[:-4].split(b"\r\n")
-    kept = [line for line in lines if line.partition(b":")[0].lower() not in named]
-    return b"\r\n".join([first, *kept, b"", b""])
+def _ends_here(name: bytes) -> bool:
+    """Whether a notable header of an answer is not for the shopper; of ours only the commands are not."""
+    return b"waiting-room" not in name or name.endswith(b"waiting-room-command")
 
 
-def _keep_cookies(match: re.Match[bytes], prefixes: tuple[bytes, ...]) -> bytes:
-    pairs = [pair.strip(b" \t") for pair in match[1].split(b";")]
-    kept = [pair for pair in pairs if not pair.startswith(prefixes)]
-    if len(kept) == len(pairs):
-        return match[0]
-    return b"\r\nCookie: " + b"; ".join(kept) if kept else b""
+def _edited(raw: bytes, edits: list[Edit], end: bytes) -> bytes:
+    """The head with the edits made, and `end` instead of its empty line."""
+    if not edits:
+        return raw[:-2] + end
+    edits.sort()
+    pieces: list[bytes] = []
+    at = 0
+    for start, stop, new in edits:
+        pieces += (raw[at:start], new)
+        at = stop
+    pieces += (raw[at:-2], end)
+    return b"".join(pieces)
 
 
-def _readdress(raw: bytes, head: Head, host: bytes | None) -> bytes:
-    """With the target in origin form, as HTTP/1.1, and the Host that the origin shall see."""
-    raw = _CUT_HOST.sub(b"", raw)
-    rest = raw[raw.index(b"\r\n") :]
-    return b"%b %b HTTP/1.1\r\nHost: %b%b" % (head.method, head.path, host or head.host or b"localhost", rest)
+def _cuts(head: Head | ResponseHead, names: set[bytes]) -> list[Edit]:
+    """Take out the lines of these headers, and of those that Connection names as meant for this hop."""
+    for option in head.options:
+        if option not in _KNOWN_OPTIONS and option not in _NEVER_CUT:
+            names.add(option)
+    return [(start, end, b"") for name in names for start, end in head.spans(name)]
+
+
+def _cookie_edits(head: Head, prefixes: tuple[bytes, ...]) -> list[Edit]:
+    edits = []
+    for start, end in head.spans(b"cookie"):
+        pairs = head.raw[start + 9 : end].split(b";")
+        kept = [pair for pair in pairs if not pair.lstrip(b" \t").startswith(prefixes)]
+        if len(kept) < len(pairs):
+            edits.append((start, end, b"\r\nCookie:" + b";".join(kept) if kept else b""))
+    return edits
+
+
+def _readdressed(head: Head, host: bytes | None) -> list[Edit]:
+    """The target in origin form, as HTTP/1.1, and the Host that the origin shall see."""
+    line = b"%b %b HTTP/1.1\r\nHost: %b" % (head.method, head.path, host or head.host or b"localhost")
+    return [(0, head.raw.index(b"\r"), line), *((start, end, b"") for start, end in head.spans(b"host"))]

@@ -106,6 +106,7 @@ class Connection(asyncio.Protocol):
         "_lingering",
         "_listener",
         "_paused",
+        "_time",
         "_transport",
         "_tunnel",
         "deadline",
@@ -115,6 +116,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
+        self._time = asyncio.get_running_loop().time
         self._transport: asyncio.Transport
         self._exchange: Exchange | None = None
         self._body: Body | None = None
@@ -215,7 +217,7 @@ class Connection(asyncio.Protocol):
             if len(data) > limits.head_bytes:
                 raise BadRequestError(431, "the request head is too long")
             check_partial(data)
-            if self.deadline > self._now() + limits.head_timeout:
+            if self.deadline > self._time() + limits.head_timeout:
                 self._wait(limits.head_timeout)
             return False
         if end > limits.head_bytes:
@@ -396,8 +398,5 @@ class Connection(asyncio.Protocol):
         """Close at once, whatever is unsent."""
         self._transport.abort()
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
-
     def _wait(self, seconds: float) -> None:
-        self.deadline = asyncio.get_running_loop().time() + seconds
+        self.deadline = self._time() + seconds

@@ -3,11 +3,11 @@
 `Upstream.forward` sends an exchange to the origin; on a pooled connection that takes no task or timer.
 """
 
-import asyncio
 import math
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Final
 
 import httptools
@@ -180,8 +180,8 @@ class _Forwarding:
     def begin(self, link: Link) -> None:
         """Send the head, then ask for the body."""
         self._link = link
-        self._begun = asyncio.get_running_loop().time()
-        link.deadline = self._begun + self._upstream.limits.first_byte_timeout
+        self._begun = monotonic()
+        link.wait(self._upstream.limits.first_byte_timeout)
         link.write(self._raw)
         if self._exchange.head.has_body:
             self._exchange.pull()
@@ -254,8 +254,7 @@ class _Forwarding:
     def _begin_answer(self, head: ResponseHead, rest: bytes) -> None:
         link, exchange = self._link, self._exchange
         assert link is not None
-        now = asyncio.get_running_loop().time()
-        self._latency = now - self._begun
+        self._latency = monotonic() - self._begun
         self._answer = head
         self._buffer = b""
         extra = self._on_head(head) if self._on_head is not None else b""
@@ -270,7 +269,7 @@ class _Forwarding:
         self._chunked_out = length is None and exchange.head.minor == 1
         if length is None and not self._chunked_out:
             exchange.close_after()
-        link.deadline = now + self._upstream.limits.idle_timeout
+        link.wait(self._upstream.limits.idle_timeout)
         exchange.start(inbound_head(head, extra, chunked=self._chunked_out))
         if rest:
             self._decode(self._reader, rest)
@@ -297,7 +296,7 @@ class _Forwarding:
         if not self._exchange.head.upgrade:
             raise BadResponseError("an upgrade that nobody asked for")
         assert self._link is not None
-        self._latency = asyncio.get_running_loop().time() - self._begun
+        self._latency = monotonic() - self._begun
         self._answer = head
         self._tunnel = True
         extra = self._on_head(head) if self._on_head is not None else b""

@@ -86,10 +86,11 @@ class Link(asyncio.Protocol):
         deadline: when silence becomes a failure.
     """
 
-    __slots__ = ("_job", "_pool", "_transport", "deadline", "reused")
+    __slots__ = ("_job", "_pool", "_time", "_transport", "deadline", "reused")
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
+        self._time = asyncio.get_running_loop().time
         self._transport: asyncio.Transport
         self._job: Job | None = None
         self.reused = False
@@ -166,7 +167,7 @@ class Link(asyncio.Protocol):
 
     def wait(self, timeout: float) -> None:
         """Expect something within `timeout` seconds."""
-        self.deadline = self._pool.time() + timeout
+        self.deadline = self._time() + timeout
 
     def release(self) -> None:
         """Give the link back in a state fit for the next job."""
@@ -216,10 +217,6 @@ class Pool:
         shortest = min(limits.line_timeout, limits.first_byte_timeout, limits.idle_timeout)
         self._sweep = Sweep(min(1.0, shortest / 4))
 
-    def time(self) -> float:
-        """The event loop's clock."""
-        return asyncio.get_running_loop().time()
-
     @property
     def size(self) -> int:
         """Connections open or being opened."""
@@ -232,7 +229,7 @@ class Pool:
         elif self.size < self.limits.connections:
             self.open(job)
         elif len(self._line) < self.limits.line:
-            job.deadline = self.time() + self.limits.line_timeout
+            job.deadline = asyncio.get_running_loop().time() + self.limits.line_timeout
             self._line.append(job)
             self._sweep.add(job)
         else:
