@@ -31,7 +31,7 @@ demo: $(READY)  ## run the whole thing on this machine: shop, store, gateway and
 test: $(READY)  ## all checks, then all tests; installs Debian packages that they drive, where it may
 	@.ci/debian-packages
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest --cov $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),--cov=waitingroom)
 
 check: $(READY)  ## lint, format, types, and that imports only go down
 	$(BIN)/ruff check $(CODE)
