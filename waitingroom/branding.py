@@ -15,7 +15,7 @@ DARK = "#1a2027"
 TEXT_CONTRAST = 4.5
 """WCAG 2.2, success criterion 1.4.3; includes the 3:1 that 1.4.11 asks of the progress bar."""
 
-LOGO_LIMIT = 8192
+LOGO_LIMIT = 6144
 """Bytes of a logo file; more would not leave the page its 14 kB."""
 
 _ACTIVE_SVG = re.compile(
@@ -89,8 +89,8 @@ def palette(accent: str) -> Palette:
     ratio = contrast(accent, LIGHT)
     if ratio < TEXT_CONTRAST:
         raise ValueError(
-            f"accent_color {accent} has a contrast of {ratio:.2f}:1 with the page, "
-            f"which needs {TEXT_CONTRAST}:1 to be read; the nearest colour that has it is {nearest(accent, LIGHT, BLACK)}"
+            f"accent_color {accent} has a contrast of {ratio:.2f}:1 with the page, which needs "
+            f"{TEXT_CONTRAST}:1; the nearest colour that has it is {nearest(accent, LIGHT, BLACK)}"
         )
     dark = nearest(accent, DARK, WHITE)
     return Palette(accent, _text_on(accent), dark, _text_on(dark))

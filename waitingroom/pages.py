@@ -59,8 +59,8 @@ def negotiate(
 ) -> Answer:
     """Decide in which form a request that has to wait is answered.
 
-    Only `PAGE` and `JSON` are worth a place in line. `FORM` is a form that a browser sends: its sender sees a
-    page, and nothing is passed on. Everything else (assets, calls of scripts, prefetched pages) is a `PROBLEM`.
+    Only `PAGE` and `JSON` are worth a place in line. `FORM` is a form that a browser sends: its sender sees
+    the page of `Trouble.NOT_SENT`. All else (assets, calls of scripts, prefetched pages) is a `PROBLEM`.
 
     Args:
         method: request method.
@@ -164,16 +164,8 @@ def problem_json(status: Status) -> bytes:
 
 _POLLED = frozenset(State) | {"missed"}
 _CLIENT_TEXTS = (
-    "ahead",
-    "next",
-    "offline",
-    "wait_unknown",
-    "wait_soon",
-    "wait_upto",
-    "wait_minutes",
-    "wait_hours",
-    "held_minutes",
-    "held_seconds",
+    *("ahead", "next", "offline", "wait_unknown", "wait_soon", "wait_minutes", "wait_hours"),
+    *("wait_upto_minutes", "wait_upto_hours", "held_minutes", "held_seconds"),
 )
 
 
@@ -281,8 +273,8 @@ class Pages:
             room: where its look is wanted; None for a plain page.
             trouble: what happened.
             host: as for `render`, as are `languages` and `accepts_gzip`.
-            languages: as above.
-            accepts_gzip: as above.
+            languages: see `host`.
+            accepts_gzip: see `host`.
             retry_after: seconds after which the page asks again by itself; None for never, which is a must
                 where the request was not a GET.
         """

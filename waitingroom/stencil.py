@@ -1,6 +1,6 @@
 """Texts that are the same for everybody but for a few holes, and gzip streams of them at next to no cost.
 
-The static parts are deflated once. A stream is those blocks with the holes between them stored as they are, so that
+The static parts are deflated once. A stream is those blocks, with the holes between them stored as they are:
 it costs a copy and a checksum, not a compression.
 """
 

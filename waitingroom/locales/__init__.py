@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from importlib import resources
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,13 +75,12 @@ class Language:
             return self.say("wait_unknown")
         if high <= 60:  # noqa: PLR2004 - a minute
             return self.say("wait_soon")
-        in_hours = low >= 3600 and high > 7200  # noqa: PLR2004 - hours read better from two on
-        unit, step = (3600, 1) if in_hours else (60, 5 if high > 1200 else 1)  # noqa: PLR2004 - twenty minutes
-        most = -int(-high // (unit * step)) * step
-        least = min(int(low // (unit * step)) * step, most - step)
-        if least == 0:
-            return self.count("wait_upto", most)
-        return self.count("wait_hours" if in_hours else "wait_minutes", most, low=least)
+        unit, size, step = ("minutes", 60, 5 if high > 1200 else 1)  # noqa: PLR2004 - twenty minutes
+        if high > 10800:  # noqa: PLR2004 - three hours
+            unit, size, step = ("hours", 3600, 1)
+        most = ceil(high / size / step) * step
+        least = min(int(low / size / step) * step, most - step)
+        return self.count(f"wait_{unit}", most, low=least) if least else self.count(f"wait_upto_{unit}", most)
 
 
 @lru_cache(maxsize=8192)
@@ -111,7 +111,7 @@ def load() -> dict[str, Language]:
 def choose(accept: bytes | str, available: Mapping[str, Language]) -> Language:
     """Pick a language for an `Accept-Language` header by the lookup of RFC 4647, section 3.4.
 
-    Ranges are tried in order of their quality, each shortened from the end until a language is found. Whatever
+    Ranges are tried in order of their quality, each shortened from the end until a language is found. What
     in the header cannot be read is passed over; the language of last resort is English.
     """
     text = accept.decode("latin-1") if isinstance(accept, bytes) else accept

@@ -2,7 +2,8 @@
 const $ = (id) => document.getElementById(id), text = JSON.parse($('text').textContent);
 const main = document.querySelector('main'), {room, shop, retry} = main.dataset, lang = document.documentElement.lang;
 const number = new Intl.NumberFormat(lang + '-u-nu-latn', {useGrouping: true});
-const clock = new Intl.DateTimeFormat(lang + '-u-nu-latn', {timeStyle: 'medium'});
+const home = navigator.language.startsWith(lang) ? navigator.language : lang;
+const clock = new Intl.DateTimeFormat(home + '-u-nu-latn', {timeStyle: 'medium'});
 const plural = new Intl.PluralRules(lang);
 const key = 'wr-' + room;
 const channel = self.BroadcastChannel && new BroadcastChannel(key);
@@ -31,10 +32,10 @@ const range = (wait) => {
   if (!wait) return text.wait_unknown;
   const {low, high} = wait;
   if (high <= 60) return text.wait_soon;
-  const hours = low >= 3600 && high > 7200, unit = hours ? 3600 : 60, step = hours || high <= 1200 ? 1 : 5;
-  const most = Math.ceil(high / unit / step) * step;
-  const least = Math.min(Math.floor(low / unit / step) * step, most - step);
-  return least ? count(hours ? 'wait_hours' : 'wait_minutes', most, least) : count('wait_upto', most);
+  const [unit, size, step] = high > 10800 ? ['hours', 3600, 1] : ['minutes', 60, high > 1200 ? 5 : 1];
+  const most = Math.ceil(high / size / step) * step;
+  const least = Math.min(Math.floor(low / size / step) * step, most - step);
+  return least ? count('wait_' + unit, most, least) : count('wait_upto_' + unit, most);
 };
 const place = (position) => {
   let n = +$('place').dataset.n;
@@ -44,10 +45,10 @@ const place = (position) => {
   $('place').textContent = number.format(n);
   $('ahead').textContent = n > 1 ? count('ahead', n - 1) : text.next;
   if (n > memory.start) remember({start: n});
-  const done = (memory.start - n + 1) / (memory.start + 1);
+  const done = Math.floor(100 * (memory.start - n + 1) / (memory.start + 1));
   $('bar').hidden = false;
-  $('progress').value = 100 * done;
-  $('percent').textContent = new Intl.NumberFormat(lang + '-u-nu-latn', {style: 'percent'}).format(done);
+  $('progress').value = done;
+  $('percent').textContent = new Intl.NumberFormat(lang + '-u-nu-latn', {style: 'percent'}).format(done / 100);
 };
 const turn = (to) => {
   state = main.dataset.state = to;
@@ -101,8 +102,8 @@ const poll = async () => {
 };
 const back = () => { if (document.hidden) return; if (state === 'your_turn') { entering = clearTimeout(entering); enter(1); } poll(); };
 for (const link of main.querySelectorAll('a')) {
-  link.hash = location.hash;
-  if ('again' in link.dataset) link.onclick = (event) => { event.preventDefault(); again(); };
+  if (link.getAttribute('href')) link.hash = location.hash;
+  else link.onclick = (event) => { event.preventDefault(); again(); };
 }
 if (state === 'ended') return;
 if (!text.next || state === 'full') return enter(+retry);
