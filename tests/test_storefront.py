@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 from collections.abc import AsyncIterator
+from random import Random
 
 import aiohttp
 import pytest
@@ -218,24 +219,34 @@ def log(*visits: tuple[float, str]) -> Ledger:
 
 
 def test_inside_are_those_seen_lately_who_did_not_leave() -> None:
-    """Somebody unseen for the window, and somebody who left, are not inside."""
-    ledger = log((0, "a"), (1, "a"), (5, "b"), (6, "b"), (7, "c"), (8, "C"))
+    """Somebody silent for the window, somebody who left and a client seen once are not inside."""
+    ledger = log((0, "a"), (1, "a"), (5, "b"), (6, "b"), (7, "c"), (8, "C"), (8.5, "once"))
     assert ledger.inside(9, 5) == 1
     assert ledger.inside(9, 20) == 2
 
 
 def test_peak_is_the_most_stays_at_one_instant() -> None:
-    """Overlapping stays add up; one after the other does not; clients seen once are nobody."""
-    assert log((0, "a"), (4, "a"), (3, "b"), (9, "b"), (5, "c"), (8, "c"), (6, "once")).peak(60) == 2
-    assert log((0, "a"), (4, "a"), (5, "b"), (9, "b")).peak(60) == 1
+    """Stays that overlap add up, those one after the other do not, and a client seen once is nobody."""
+    assert log((0, "a"), (1, "a"), (4, "A"), (2, "b"), (3, "b"), (9, "B"), (6, "once")).peak(60) == 2
+    assert log((0, "a"), (1, "a"), (4, "A"), (3, "b"), (5, "b"), (9, "B")).peak(60) == 1
     assert log().peak(60) == 0
 
 
-def test_peak_ends_a_stay_at_a_long_silence() -> None:
-    """Somebody silent for longer than the window had gone, and came back as a second stay."""
-    visits = ((0.0, "a"), (1.0, "a"), (20.0, "a"), (21.0, "a"), (10.0, "b"), (11.0, "b"))
-    assert log(*visits).peak(15) == 1
+def test_peak_ends_a_stay_after_silence() -> None:
+    """Somebody silent for the window had gone, even if they came back later."""
+    visits = ((0.0, "a"), (1.0, "a"), (20.0, "a"), (21.0, "A"), (6.0, "b"), (7.0, "b"), (8.0, "B"))
+    assert log(*visits).peak(5) == 1
     assert log(*visits).peak(60) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_peak_is_the_highest_ever_inside(seed: int) -> None:
+    """Looking back gives what somebody who had looked all the time would have seen."""
+    chance = Random(seed)
+    visits = [(float(at), chance.choice("abcdABefghE")) for at in range(60)]
+    ledger = log(*visits)
+    seen = (Ledger(ledger[: at + 1]).inside(at, 9.5) for at in range(60))
+    assert ledger.peak(9.5) == max(seen)
 
 
 def test_percentile_is_a_value_that_occurred() -> None:

@@ -1,7 +1,6 @@
 """The demonstration shop's log, and what can be told from it alone: who was inside, and how they fared."""
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -42,21 +41,21 @@ class Ledger(list[Visit]):
         return list(takewhile(lambda visit: visit.at >= start, reversed(self)))
 
     def inside(self, now: float, window: float) -> int:
-        """People seen in the last `window` seconds who have not left since."""
+        """People inside at `now`.
+
+        Somebody is inside from the first request that brings the shop's cookie back (a client that never
+        does is no person) until leaving, or until `window` seconds without a request.
+        """
         latest: dict[str, Visit] = {}
         for visit in self.since(now - window):
             latest.setdefault(visit.visitor, visit)
         return sum(visit.returning and not visit.leaving for visit in latest.values())
 
     def peak(self, window: float) -> int:
-        """Most people inside at one instant.
-
-        A person is inside from the first to the last request of a stay; more than `window` seconds without
-        a request end it. A session that never came back with its cookie is a client, not a person.
-        """
+        """Most people inside at one instant since the beginning; `inside` says who counts."""
         inside = highest = 0
         for _at, left in sorted(
-            change for start, end in self._stays(window) for change in ((start, -1), (end, 1))
+            change for start, end in self._stays(window) if start < end for change in ((start, -1), (end, 1))
         ):
             inside -= left
             highest = max(highest, inside)
@@ -71,18 +70,16 @@ class Ledger(list[Visit]):
         return sum(visit.failed for visit in self)
 
     def _stays(self, window: float) -> Iterable[tuple[float, float]]:
-        by_visitor: defaultdict[str, list[float]] = defaultdict(list)
+        ends: dict[str, tuple[float, float]] = {}
         for visit in self:
-            by_visitor[visit.visitor].append(visit.at)
-        for times in by_visitor.values():
-            if len(times) > 1:
-                start = end = times[0]
-                for at in times[1:]:
-                    if at - end > window:
-                        yield start, end
-                        start = at
-                    end = at
+            if not visit.returning:
+                continue
+            start, end = ends.get(visit.visitor, (visit.at, visit.at))
+            if visit.at > end:
                 yield start, end
+                start = visit.at
+            ends[visit.visitor] = start, visit.at + (0.0 if visit.leaving else window)
+        yield from ends.values()
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -133,7 +133,7 @@ class Storefront:
         await self._runner.cleanup()
 
     def inside(self, now: float, window: float) -> int:
-        """People seen in the last `window` seconds before `now` (monotonic) who have not left since."""
+        """People inside at `now`, on the monotonic clock; silence of `window` seconds ends a stay."""
         return self.log.inside(now, window)
 
     def _application(self) -> web.Application:
