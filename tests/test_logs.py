@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import eventually
 from waitingroom.logs import BACKLOG_LINES, LogWriter, RequestLog, Served, configure_logging, path_of
+from waitingroom.telemetry import Telemetry
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbm4ifQ.c2lnbmF0dXJl"
 
@@ -62,6 +63,18 @@ def test_a_request_is_one_line_of_json(stream: TextIO) -> None:
         "bytes": 1234,
         "origin_ms": 10.0,
     }
+
+
+def test_what_is_counted_is_logged(stream: TextIO) -> None:
+    """One call counts a request and writes its line; lines that were lost show in the metrics."""
+    writer, log = configure_logging(stream)
+    telemetry = Telemetry(["sale"], log)
+    telemetry.request(a_request())
+    assert b'waitingroom_requests_total{room="sale",verdict="forwarded"} 1.0\n' in telemetry.render()[0]
+    assert b"waitingroom_log_lines_dropped_total 0.0\n" in telemetry.render()[0]
+    writer.dropped = 3
+    assert b"waitingroom_log_lines_dropped_total 3.0\n" in telemetry.render()[0]
+    assert json.loads(lines_of(writer, stream)[0])["verdict"] == "forwarded"
 
 
 def test_a_failed_request_is_a_warning(stream: TextIO) -> None:
