@@ -236,9 +236,8 @@ def load_room(text: str | bytes) -> Room:
     """The room from the store's JSON; settings that this version does not know are passed over."""
     raw: dict[str, Any] = json.loads(text)
     known = {item.name for item in fields(Room)}
-    values = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in known
-    }
+    values: dict[str, Any] = {key: value for key, value in raw.items() if key in known}
+    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     values["queueing_method"] = Method(raw["queueing_method"])
     return Room(**values)
 

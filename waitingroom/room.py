@@ -5,7 +5,7 @@ that has to be decided about rooms and numbers (which room, where in the line, h
 again) is a function here whose arguments are all it depends on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate
@@ -228,12 +228,20 @@ class Line:
         bits = self._segments[index]
         return offset // 8 < len(bits) and bool(bits[offset // 8] & 128 >> offset % 8)
 
-    def numbers(self) -> Iterable[int]:
+    @property
+    def front(self) -> int | None:
+        """The lowest waiting number, None if nobody waits."""
+        return next(iter(self.numbers()), None)
+
+    def numbers(self) -> Iterator[int]:
         """Every waiting number, lowest first."""
         for index, bits in enumerate(self._segments):
             base = (self._first + index) * SEGMENT
-            for at, byte in enumerate(bits):
-                yield from (base + at * 8 + bit for bit in range(8) if byte and byte & 128 >> bit)
+            prefix = self._prefix[index]
+            for block in (at for at in range(len(prefix) - 1) if prefix[at] < prefix[at + 1]):
+                for at in range(block * BLOCK // 8, min(len(bits), (block + 1) * BLOCK // 8)):
+                    byte = bits[at]
+                    yield from (base + at * 8 + bit for bit in range(8) if byte and byte & 128 >> bit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,9 +267,12 @@ class Snapshot:
         inside: seats taken, trial seats among them; `offered` seats are held besides.
         waiting: people heard of within the presence window; `present`: within the last 75 seconds.
         offers: offered number to its deadline on the room's clock.
+        spent, missed: numbers among those handed in that are gone, and that missed their turn.
+        ended: seats given back lately, for which no pass counts.
+        lease_end: end of every lease touched in this tick; None where requests do not prolong a lease.
         again: milliseconds until the limiter would let more people in; None if that is not why they wait.
         calm: milliseconds for which nobody is called after a pause of the store.
-        pace: offers a second, smoothed over about a minute; None until it has been seen.
+        pace: offers a second, smoothed over about a minute; None before the first tick.
     """
 
     clock: int = 0
@@ -280,6 +291,7 @@ class Snapshot:
     digest: str = ""
     lease_end: int | None = None
     spent: tuple[int, ...] = ()
+    missed: tuple[int, ...] = ()
     ended: tuple[str, ...] = ()
     again: float | None = None
     calm: int = 0
@@ -308,11 +320,14 @@ def bypasses(room: Room, path: str) -> bool:
     return any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in room.bypass_paths)
 
 
-def smooth_pace(before: Snapshot, after: Snapshot, span: float = 60.0) -> float | None:
+def smooth_pace(room: Room, before: Snapshot, after: Snapshot, span: float = 60.0) -> float:
     """Offers a second, as an exponential average over about `span` seconds of the room's clock.
 
-    Time in which nobody waited says nothing about how fast people are called, and leaves the pace as it was.
+    It begins with what Little's law says of a full room whose seats turn over once a session, and time in
+    which nobody waited leaves it alone: that says nothing about how fast people are called.
     """
+    slowest = min(room.new_users_per_minute / 60, room.total_active_users / room.session_duration)
+    known = slowest if before.pace is None else before.pace
     seconds = (after.clock - before.clock) / 1000
     if (
         not before.clock
@@ -320,10 +335,9 @@ def smooth_pace(before: Snapshot, after: Snapshot, span: float = 60.0) -> float 
         or before.epoch != after.epoch
         or not (before.waiting or after.waiting)
     ):
-        return before.pace
+        return known
     seen = (after.totals.offered - before.totals.offered) / seconds
-    weight = min(1.0, seconds / span)
-    return seen if before.pace is None else before.pace + weight * (seen - before.pace)
+    return known + min(1.0, seconds / span) * (seen - known)
 
 
 def estimate_wait(room: Room, pace: float | None, ahead: int) -> tuple[float, float] | None:

@@ -22,7 +22,7 @@ import sys
 import time
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha1
 from importlib import resources
 from typing import Any, TypeVar, cast
@@ -33,6 +33,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from waitingroom.config import dump_room, load_room
+from waitingroom.desk import HandIn
 from waitingroom.room import LANE, SEGMENT, Answer, Entry, Knock, Line, Room, Snapshot, Totals, smooth_pace
 
 T = TypeVar("T")
@@ -61,27 +62,6 @@ class ConflictError(Exception):
     def __init__(self, current: Room) -> None:
         super().__init__(f"room {current.name} is at version {current.version}")
         self.current = current
-
-
-@dataclass(slots=True)
-class HandIn:
-    """What a gateway hands in at a tick: everything since the one before.
-
-    Attributes:
-        seen: numbers that polled; `here` those that said so themselves; `touched` and `left` are seats.
-    """
-
-    seen: set[int] = field(default_factory=set)
-    here: set[int] = field(default_factory=set)
-    touched: set[str] = field(default_factory=set)
-    left: set[str] = field(default_factory=set)
-
-    def merge(self, other: "HandIn") -> None:
-        """Take back what an unanswered tick had carried."""
-        self.seen |= other.seen
-        self.here |= other.here
-        self.touched |= other.touched
-        self.left |= other.left
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,17 +194,16 @@ class Store:
         found = cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)
         return [Change(room=name, **json.loads(fields[b"entry"])) for _, fields in found]
 
-    async def knock(self, room: str, knock: Knock) -> Answer:
+    def knock(self, room: str, knock: Knock) -> "asyncio.Future[Answer]":
         """Let somebody knock. All who do in the same turn of the event loop share one call.
 
-        Raises:
-            StoreUnavailableError: if the store does not answer.
-            UnknownRoomError: if the store does not have the room.
+        The future raises `StoreUnavailableError` if the store does not answer, and `UnknownRoomError` if it
+        does not have the room.
         """
         door = self._doors.get(room)
         if door is None:
             door = self._doors[room] = _Door(room, self)
-        return await door.knock(knock)
+        return door.knock(knock)
 
     async def enter(self, room: str, knocks: Sequence[Knock], sequence: int | None = None) -> list[Answer]:
         """One call of the door for all of `knocks`; repeating a `sequence` repeats its answers.
@@ -236,11 +215,11 @@ class Store:
         if sequence is None:
             self._sequence += 1
             sequence = self._sequence
-        known = self._known.setdefault(room, {})
+        known = self._known.get(room, {})
         header = {"sequence": sequence, "known": known, "knocks": [asdict(knock) for knock in knocks]}
         reply = await self._run("enter", room, header)
         told = json.loads(reply[1])
-        known["issued"] = max(known.get("issued", 0), told["issued"])
+        self._learn(room, issued=told["issued"])
         return [_answer(raw, told["epoch"]) for raw in told["answers"]]
 
     async def tick(self, room: Room, before: Snapshot, hand_in: HandIn) -> tuple[Room, Snapshot]:
@@ -254,7 +233,7 @@ class Store:
         header = {
             "epoch": room.epoch,
             "version": room.version,
-            "known": self._known.setdefault(room.name, {}),
+            "known": self._known.get(room.name, {}),
             "digest": before.digest,
             # Whatever ended at the very moment of the last tick may have come after it.
             "ended_since": before.clock - 3 * self._tick,
@@ -265,9 +244,14 @@ class Store:
         }
         reply = await self._run("tick", room.name, header, payload)
         now = load_room(reply[2]) if reply[2] else room
-        after = _snapshot(json.loads(reply[1]), reply[3], before)
-        self._known[room.name] = {"issued": after.issued, "inside": after.inside, "clock": after.clock}
+        after = _snapshot(now, json.loads(reply[1]), reply[3], before)
+        self._learn(room.name, issued=after.issued, inside=after.inside, clock=after.clock)
         return now, after
+
+    def _learn(self, room: str, *, issued: int, **told: int) -> None:
+        """Keep what vouches for the room if the store loses it; answers may arrive out of order."""
+        known = self._known.setdefault(room, {})
+        known |= told | {"issued": max(issued, known.get("issued", 0))}
 
     async def _run(
         self, script: str, room: str, header: dict[str, Any], payload: Iterable[bytes] = ()
@@ -377,7 +361,7 @@ def _answer(raw: list[Any], epoch: int) -> Answer:
     return Answer(Entry(entry), int(number), int(until), epoch)
 
 
-def _snapshot(told: dict[str, Any], parts: list[bytes], before: Snapshot) -> Snapshot:
+def _snapshot(room: Room, told: dict[str, Any], parts: list[bytes], before: Snapshot) -> Snapshot:
     flat = told["offers"] or []
     offers = {
         int(member.partition(":")[2]): int(deadline)
@@ -407,8 +391,9 @@ def _snapshot(told: dict[str, Any], parts: list[bytes], before: Snapshot) -> Sna
         line=Line(told["first"], parts) if parts else before.line,
         lease_end=int(told["lease_end"]) if "lease_end" in told else None,
         spent=tuple(told["spent"] or ()),
+        missed=tuple(told["missed"] or ()),
         ended=tuple(told["ended"] or ()),
         calm=int(told["calm"]),
         **plain,
     )
-    return replace(after, pace=smooth_pace(before, after))
+    return replace(after, pace=smooth_pace(room, before, after))

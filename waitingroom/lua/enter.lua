@@ -33,20 +33,20 @@ local function join(knock)
   return { 'wait', n }
 end
 
+-- A seat stands until a tick has ended it: in the calm after a pause that may be later than its score.
 local function renew(seat, n)
-  local ends = tonumber(redis.call('ZSCORE', ACTIVE, seat) or 0)
-  if ends > now then
-    if config.disable_session_renewal then return { 'inside', n, ends - SLACK } end
-    return { 'inside', n, lease(seat) }
+  local ends = redis.call('ZSCORE', ACTIVE, seat)
+  if ends and config.disable_session_renewal then
+    local pass_ends = tonumber(ends) - SLACK
+    return pass_ends > now and { 'inside', n, pass_ends } or nil
   end
-  ends = tonumber(redis.call('ZSCORE', TRIAL, seat) or 0)
-  return ends > now and { 'inside', n, lease(seat) } or nil
+  return (ends or redis.call('ZSCORE', TRIAL, seat)) and { 'inside', n, lease(seat) } or nil
 end
 
 local function claim(offer, seat, n)
   if allowance('enter_tat') < 1 then
     local wait = math.ceil(num('enter_tat') - now)
-    redis.call('ZADD', OFFERS, 'GT', now + config.claim_window * 1000, offer)
+    redis.call('ZADD', OFFERS, 'GT', now + claim_window(), offer)
     return { 'moment', n, wait }
   end
   spend('enter_tat', 1)

@@ -62,7 +62,9 @@ local function free_seats()
   local taken = math.max(inside(), reserved()) + redis.call('ZCARD', OFFERS)
   return math.max(0, config.total_active_users - taken)
 end
-local function session() return config.session_duration * 1000 end
+-- Whole milliseconds, so that every time in the store is a whole number.
+local function session() return math.floor(config.session_duration * 1000 + 0.5) end
+local function claim_window() return math.floor(config.claim_window * 1000 + 0.5) end
 local function lease(seat)
   redis.call('ZREM', TRIAL, seat)
   redis.call('ZADD', ACTIVE, now + session() + SLACK, seat)

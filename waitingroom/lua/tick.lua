@@ -10,10 +10,10 @@ local function hand_in_left()
   for _, who in ipairs(call.left) do
     local lane, n = parse_seat(who)
     local seated = redis.call('ZREM', ACTIVE, who) + redis.call('ZREM', TRIAL, who)
-    redis.call('ZREM', OFFERS, lane .. ':' .. n)
+    local offered = redis.call('ZREM', OFFERS, lane .. ':' .. n)
     -- The first word counts: saying it again must not prolong the list.
     redis.call('ZADD', ENDED, 'NX', now, who)
-    if seated == 0 and not is_gone(n) then add('abandoned', 1) end
+    if seated == 0 and (offered == 1 or not is_gone(n)) then add('abandoned', 1) end
     add('left', seated)
     set_gone(n, 1)
   end
@@ -32,9 +32,20 @@ local function hand_in_touched()
   end
 end
 
--- Marks numbers as seen in this period, and finds those that are spent: gone, and without an offer.
+-- A slot of the ring is emptied when its period begins: the room's clock need not run as fast as the TTLs.
+local function turn_ring()
+  local period = math.floor(now / PERIOD)
+  for p = math.max(num('period'), period - RING) + 1, period do
+    for seg = call.first, call.last do redis.call('DEL', seen_key(seg, p)) end
+  end
+  put('period', period)
+end
+
+-- Marks numbers as seen in this period, and finds those that are spent (gone, and without an offer) and those
+-- that missed their turn.
 local function hand_in_seen()
-  local spent = {}
+  local spent, missed = {}, {}
+  for _, n in ipairs(call.here) do set_held(n, 0) end
   for i, part in ipairs(call.seen) do
     local seg, packed = part.segment, ARGV[i + 1]
     local seen, gone = seen_key(seg, math.floor(now / PERIOD)), gone_key(seg)
@@ -47,13 +58,14 @@ local function hand_in_seen()
         redis.call('SETBIT', seen, offset, 1)
         if redis.call('GETBIT', gone, offset) == 1 and not redis.call('ZSCORE', OFFERS, part.lane .. ':' .. n) then
           spent[#spent + 1] = n
+        elseif redis.call('GETBIT', held_key(part.segment), offset) == 1 then
+          missed[#missed + 1] = n
         end
       end
     end
     if seen then redis.call('PEXPIRE', seen, config.presence_window * 1000 + 2 * PERIOD) end
   end
-  for _, n in ipairs(call.here) do set_held(n, 0) end
-  return spent
+  return spent, missed
 end
 
 local function expire()
@@ -123,7 +135,7 @@ end
 
 local function offer(n)
   set_gone(n, 1)
-  redis.call('ZADD', OFFERS, now + config.claim_window * 1000, 'main:' .. n)
+  redis.call('ZADD', OFFERS, now + claim_window(), 'main:' .. n)
 end
 
 -- Offers the free seats, lowest number first, and returns how many candidates are left without one.
@@ -167,13 +179,14 @@ local function lift_barrier()
   end
 end
 
--- A segment goes when its last ticket has ended.
-local function drop_segments()
+-- A segment goes when its last ticket has ended; people who have waited for that long are still there.
+local function drop_segments(parts)
   local last = segment_of(num('issued'))
   for seg = call.first, last - 1 do
     local field = 'filled_' .. string.format('%d', seg)
     if not state[field] then put(field, now) end
-    if seg == num('first_segment') and now - num(field) > config.hold_for * 1000 then
+    local over = now - num(field) > config.hold_for * 1000 and parts[seg - call.first + 1] == ''
+    if seg == num('first_segment') and over then
       redis.call('DEL', gone_key(seg), held_key(seg))
       redis.call('HDEL', STATE, field)
       state[field] = nil
@@ -213,11 +226,12 @@ end
 
 local refused = open()
 if refused then return refused end
-local spent = {}
+local spent, missed = {}, {}
+turn_ring()
 if call.epoch == config.epoch then
   hand_in_left()
   hand_in_touched()
-  spent = hand_in_seen()
+  spent, missed = hand_in_seen()
 end
 expire()
 put('candidates', admit())
@@ -227,13 +241,13 @@ local digest = redis.sha1hex(table.concat(parts, ';'))
 local reply = {
   clock = now, epoch = config.epoch, issued = num('issued'), first = call.first, last = call.last,
   inside = inside(), offered = redis.call('ZCARD', OFFERS), waiting = waiting, present = present,
-  candidates = num('candidates'), totals = totals(), spent = spent, again = again(), digest = digest,
+  candidates = num('candidates'), totals = totals(), spent = spent, missed = missed, again = again(), digest = digest,
   calm = math.max(0, num('calm_until') - now),
   lease_end = not config.disable_session_renewal and now + session() or nil,
   offers = redis.call('ZRANGE', OFFERS, 0, -1, 'WITHSCORES'),
   ended = redis.call('ZRANGEBYSCORE', ENDED, call.ended_since, '+inf'),
 }
-drop_segments()
+drop_segments(parts)
 local ttl = close()
 for seg = call.first, call.last do
   redis.call('PEXPIRE', gone_key(seg), ttl)

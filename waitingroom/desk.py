@@ -1,0 +1,164 @@
+"""What a gateway knows of one room between two exchanges with the store.
+
+Requests are decided from a `Desk` alone: it holds the last snapshot and gathers what the next tick hands in.
+No clock of its own: `now` is monotonic seconds, and the room's clock is judged from the last tick.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from waitingroom.room import LATEST, SOONEST, Room, Snapshot, State, Status, seen_number
+from waitingroom.tickets import Token, Use
+
+MOST_REMEMBERED = 200_000
+"""Numbers of each kind that a gateway keeps in mind; beyond, it learns them again from the store."""
+
+STALE = 5.0
+"""Seconds without an answer of the store after which a place is only said to be kept."""
+
+MOST_SEEN = 20_000
+"""Numbers seen that one tick carries, so that none holds the store up; the rest goes with the next."""
+
+
+@dataclass(slots=True)
+class HandIn:
+    """What a gateway hands in at a tick: everything since the one before.
+
+    Attributes:
+        seen: numbers that polled; `here` those that said so themselves; `touched` and `left` are seats.
+    """
+
+    seen: set[int] = field(default_factory=set)
+    here: set[int] = field(default_factory=set)
+    touched: set[str] = field(default_factory=set)
+    left: set[str] = field(default_factory=set)
+
+    def merge(self, other: "HandIn") -> None:
+        """Take back what an unanswered tick had carried."""
+        self.seen |= other.seen
+        self.here |= other.here
+        self.touched |= other.touched
+        self.left |= other.left
+
+
+class Desk:
+    """One room at one gateway.
+
+    Attributes:
+        room: the configuration in force.
+        snapshot: what the last tick brought home.
+        hand_in: what the next one will carry.
+    """
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.snapshot = Snapshot(epoch=room.epoch)
+        self.hand_in = HandIn()
+        self._at = 0.0
+        self._spent: set[int] = set()
+        self._missed: set[int] = set()
+        self._ended: dict[str, int] = {}
+        self._leases: dict[str, int] = {}
+
+    @property
+    def warm(self) -> bool:
+        """Whether the store has been heard of at all."""
+        return self.snapshot.clock > 0
+
+    def clock(self, now: float) -> int:
+        """The room's clock in milliseconds, never behind what the store would say now."""
+        return self.snapshot.clock + int((now - self._at) * 1000)
+
+    def take(self) -> HandIn:
+        """What there is to hand in; from here on the next one is gathered."""
+        taken, self.hand_in = self.hand_in, HandIn()
+        while len(taken.seen) > MOST_SEEN:
+            self.hand_in.seen.add(taken.seen.pop())
+        return taken
+
+    def absorb(self, room: Room, snapshot: Snapshot, handed_in: HandIn, sent: float) -> None:
+        """Take home the answer to a tick that was sent at `sent`.
+
+        The room's clock is counted from when the tick was *sent*, so that a pass is never believed longer
+        than its lease lives in the store.
+        """
+        if snapshot.epoch != self.snapshot.epoch:
+            for gathered in (self._spent, self._missed, self._ended, self._leases):
+                gathered.clear()
+        self.room, self.snapshot, self._at = room, snapshot, sent
+        self._remember(self._spent, snapshot.spent)
+        self._missed -= handed_in.here
+        self._missed -= snapshot.offers.keys()
+        self._remember(self._missed, snapshot.missed)
+        self._ended |= dict.fromkeys(snapshot.ended, snapshot.clock)
+        if snapshot.lease_end is not None:
+            self._leases |= dict.fromkeys(handed_in.touched, snapshot.lease_end)
+        self._forget(snapshot.clock)
+
+    def _remember(self, gathered: set[int], numbers: Iterable[int]) -> None:
+        if len(gathered) > MOST_REMEMBERED:
+            gathered.clear()
+        gathered.update(numbers)
+
+    def _forget(self, clock: int) -> None:
+        # Two of the maps grow by those who pass through; going over them now and then keeps each tick cheap.
+        if clock // 1000 % 16:
+            return
+        life = int(self.room.session_duration * 1000) * 2
+        self._leases = {seat: end for seat, end in self._leases.items() if end > clock}
+        self._ended = {seat: at for seat, at in self._ended.items() if at + life > clock}
+
+    def holds(self, token: Token, now: float) -> bool:
+        """Whether `token` is a pass for a seat that still stands."""
+        return token.use is Use.PASS and token.end > self.clock(now) and self.honours(token, now)
+
+    def honours(self, token: Token, now: float) -> bool:
+        """Whether `token` proves anything: a place that is kept, or a seat that may live in the store."""
+        ended = token.seat in self._ended or token.epoch != self.room.epoch
+        return not ended and (token.use is Use.PASS or token.end > self.clock(now))
+
+    def touch(self, token: Token) -> None:
+        """Somebody inside made a request."""
+        self.hand_in.touched.add(token.seat)
+
+    def renewed(self, token: Token) -> int | None:
+        """The new end for a pass that is worth signing again, None while the old one will do."""
+        end = self._leases.get(token.seat)
+        if end is None or end - token.end < self.room.session_duration * 250:
+            return None
+        return end
+
+    def leave(self, token: Token, now: float) -> None:
+        """Somebody gave up their place or seat, or the origin ended it."""
+        self.hand_in.left.add(token.seat)
+        self.hand_in.touched.discard(token.seat)
+        self._ended[token.seat] = self.clock(now)
+
+    def poll(self, number: int, now: float, jitter: float, shown: int | None = None) -> Status:
+        """What the holder of a waiting number is told; that they asked is handed in."""
+        self.hand_in.seen.add(number)
+        if number in self._spent:
+            return self.say(State.ENDED, poll_after=LATEST)
+        status = self.look(number, now, jitter, shown)
+        return replace(status, missed=True) if number in self._missed else status
+
+    def visit(self, number: int, now: float, jitter: float) -> Status:
+        """The same for somebody who came by themselves, which a poll cannot show."""
+        self.hand_in.here.add(number)
+        self._missed.discard(number)
+        return self.poll(number, now, jitter)
+
+    def look(self, number: int, now: float, jitter: float, shown: int | None = None) -> Status:
+        """The same without handing anything in: who has just joined is present once their cookie is back."""
+        status = seen_number(self.snapshot, number, jitter, self.room, shown)
+        if now - self._at > STALE:
+            return replace(status, state=State.UNAVAILABLE, low=None, high=None, until=None, poll_after=STALE)
+        return status
+
+    def say(self, state: State, *, poll_after: float = SOONEST, until: float | None = None) -> Status:
+        """A status that does not depend on a number."""
+        return Status(self.room.name, state, poll_after=poll_after, until=until, message=self.room.message)
+
+    def called(self, number: int) -> bool:
+        """Whether the store has more to say of this number than a place in line."""
+        return number in self.snapshot.offers or number in self._spent

@@ -1,0 +1,348 @@
+"""The public listener's mind: request to verdict to response.
+
+Whoever is inside goes through without a call to the store; whoever waits is answered from memory. Only
+joining, claiming, and a pass past its end ask the store; all who do in one turn of the event loop share a call.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from functools import partial
+from http import HTTPStatus
+from typing import Final
+
+from waitingroom.answers import PLAIN, Answers, Visit
+from waitingroom.desk import Desk
+from waitingroom.exchange import Exchange
+from waitingroom.heads import ResponseHead
+from waitingroom.logs import Verdict
+from waitingroom.pages import Answer as Form
+from waitingroom.proxy import Failure, Outcome, Upstream
+from waitingroom.room import Answer, Entry, Knock, Method, State, bypasses, match_room
+from waitingroom.store import Store, StoreUnavailableError, UnknownRoomError
+from waitingroom.telemetry import OriginError, Telemetry
+from waitingroom.tickets import InvalidTokenError, Keyring, Token, Use, cookie_name, cookie_names
+from waitingroom.visit import (
+    STRIPPED,
+    cookies,
+    host_of,
+    query_value,
+    return_path,
+    same_origin,
+    set_cookie,
+)
+
+MOST_VERIFIED = 65_536
+"""Tokens whose verification is remembered."""
+
+COMMANDS: Final = (b"waiting-room-command", b"cf-waiting-room-command")
+
+_FAILURES: Final[Mapping[Failure, OriginError]] = {
+    Failure.CONNECT: "connect",
+    Failure.CONNECT_TIMEOUT: "timeout",
+    Failure.FIRST_BYTE_TIMEOUT: "timeout",
+    Failure.IDLE_TIMEOUT: "timeout",
+    Failure.RESET: "reset",
+    Failure.MALFORMED: "protocol",
+    Failure.BUSY: "connect",
+}
+_JOINING: Final = (Form.PAGE, Form.JSON)
+"""The forms of navigations; only these join."""
+
+
+class Gateway:
+    """Decides about every request that the public listener takes.
+
+    Args:
+        desks: the rooms by name.
+        store: asked only by those who join or claim.
+        answers: tells people who are not sent on.
+        keyring: signs and verifies.
+        telemetry: told what the origin does.
+        upstream: gives the `Upstream` of an address.
+        wall: Unix time.
+        jitter: random numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        desks: Mapping[str, Desk],
+        store: Store,
+        answers: Answers,
+        keyring: Keyring,
+        telemetry: Telemetry,
+        *,
+        upstream: Callable[[str], Upstream],
+        wall: Callable[[], float],
+        jitter: Callable[[], float],
+    ) -> None:
+        self._desks = desks
+        self._store = store
+        self._answers = answers
+        self._keyring = keyring
+        self._telemetry = telemetry
+        self._upstream = upstream
+        self._wall = wall
+        self._jitter = jitter
+        self._verified: dict[tuple[str, bytes], Token] = {}
+        self._loop = asyncio.get_running_loop()
+        self._own: Mapping[str, Callable[[Visit], None]] = {
+            "status": self._status,
+            "here": self._here,
+            "leave": self._leave,
+            "front.json": self._front,
+        }
+
+    def handle(self, exchange: Exchange) -> None:
+        """Decide about one request."""
+        visit = Visit(exchange, self._loop.time())
+        desk = self._desk_of(visit)
+        if desk is None:
+            self._answers.nowhere(visit)
+            return
+        visit.desk = desk
+        if self._goes_round(visit):
+            self._forward(visit, "bypassed")
+            return
+        self._recognise(visit)
+        if visit.ours is not None:
+            self._own.get(visit.ours, self._unknown)(visit)
+        else:
+            self._decide(visit)
+
+    def _desk_of(self, visit: Visit) -> Desk | None:
+        path = visit.path
+        if visit.ours is not None:
+            name = query_value(visit.exchange.head.target, b"room")
+            if name is not None:
+                return self._desks.get(name.decode("latin-1"))
+            path = "/"
+        room = match_room((desk.room for desk in self._desks.values()), host_of(visit.client.host), path)
+        return None if room is None else self._desks[room.name]
+
+    def _goes_round(self, visit: Visit) -> bool:
+        room = visit.desk.room
+        if visit.ours is not None:
+            return False
+        if room.suspended or room.queueing_method is Method.PASSTHROUGH:
+            return True
+        # Only a path that cannot be read in two ways may go round the queue.
+        plain = visit.exchange.head.path.partition(b"?")[0].decode("latin-1") == visit.path
+        return bool(room.bypass_paths) and plain and bypasses(room, visit.path)
+
+    def _recognise(self, visit: Visit) -> None:
+        """Take the token from the room's cookie. One that does not verify is none, and is counted."""
+        room = visit.desk.room.name
+        for name, value in cookies(visit.exchange.head, cookie_names(room)):
+            token = self._verified.get((room, value))
+            if token is None:
+                try:
+                    token = self._keyring.verify(value, room)
+                except InvalidTokenError as error:
+                    self._telemetry.ticket_rejected(error.reason)
+                    continue
+                if len(self._verified) >= MOST_VERIFIED:
+                    self._verified.clear()
+                self._verified[room, value] = token
+            visit.token, visit.cookie = token, name
+            return
+
+    def _decide(self, visit: Visit) -> None:
+        desk, token, now = visit.desk, visit.token, visit.started
+        if token is not None and desk.holds(token, now):
+            desk.touch(token)
+            self._forward(visit, "forwarded")
+            return
+        form = visit.form
+        if token is None or not desk.honours(token, now):
+            visit.token = None
+            if form in _JOINING:
+                self._knock(visit, Knock(secrets.token_urlsafe(16)))
+            else:
+                self._answers.tell(visit, desk.say(State.WAITING), form)
+        elif token.use is Use.PASS:
+            # The lease may well live on: other gateways, or later requests, have prolonged it.
+            self._knock_again(visit, token, join=form in _JOINING)
+        elif form not in _JOINING:
+            self._answers.tell(visit, desk.poll(token.number, now, self._jitter()), form)
+        elif desk.called(token.number):
+            self._knock_again(visit, token, join=False)
+        else:
+            status = desk.visit(token.number, now, self._jitter())
+            self._answers.tell(visit, status, form, self._reissued(visit))
+
+    def _knock_again(self, visit: Visit, token: Token, *, join: bool) -> None:
+        self._knock(visit, Knock(token.visitor, token.number, token.epoch, token.lane, join))
+
+    def _knock(self, visit: Visit, knock: Knock) -> None:
+        answered = self._store.knock(visit.desk.room.name, knock)
+        answered.add_done_callback(partial(self._answered, visit, knock))
+
+    def _answered(self, visit: Visit, knock: Knock, future: "asyncio.Future[Answer]") -> None:
+        desk = visit.desk
+        try:
+            answer = future.result()
+        except (StoreUnavailableError, UnknownRoomError):
+            self._without_store(visit)
+            return
+        if answer.entry in (Entry.INSIDE, Entry.TRIAL):
+            self._enter(visit, knock, answer)
+            return
+        cookie = self._reissued(visit)
+        if answer.entry is Entry.WAIT:
+            status = desk.look(answer.number, self._loop.time(), self._jitter())
+            if answer.number != knock.number:
+                cookie = self._ticket(visit, knock.visitor, answer)
+        elif answer.entry is Entry.MOMENT:
+            wait = max(1.0, answer.until / 1000)
+            status = desk.say(State.YOUR_TURN, poll_after=wait, until=desk.room.claim_window)
+        elif answer.entry is Entry.FULL:
+            status = desk.say(State.FULL, poll_after=30.0)
+        else:
+            status = desk.say(State.ENDED, poll_after=60.0)
+        self._answers.tell(visit, status, visit.form, cookie)
+
+    def _enter(self, visit: Visit, knock: Knock, answer: Answer) -> None:
+        """Mint a pass up to the end of the lease that the store has acknowledged, and no further."""
+        visit.token = self._minted(visit, Use.PASS, knock.visitor, answer.number, answer.epoch, answer.until)
+        self._forward(visit, "claimed" if knock.number else "forwarded", self._cookie(visit, visit.token))
+
+    def _without_store(self, visit: Visit) -> None:
+        """Whoever was inside stays inside; everybody else is told that nothing is lost."""
+        if visit.token is not None and visit.token.use is Use.PASS:
+            self._forward(visit, "forwarded")
+        else:
+            self._answers.tell(visit, visit.desk.say(State.UNAVAILABLE, poll_after=5.0), visit.form)
+
+    def _minted(self, visit: Visit, use: Use, visitor: str, number: int, epoch: int, end: int) -> Token:
+        wall = self._wall()
+        lasts = max(0.0, (end - visit.desk.clock(self._loop.time())) / 1000)
+        return Token(use, visit.desk.room.name, visitor, number, epoch, end, int(wall), int(wall + lasts))
+
+    def _ticket(self, visit: Visit, visitor: str, answer: Answer) -> bytes:
+        end = visit.desk.clock(self._loop.time()) + int(visit.desk.room.hold_for * 1000)
+        ticket = self._minted(visit, Use.TICKET, visitor, answer.number, answer.epoch, end)
+        return self._cookie(visit, ticket)
+
+    def _cookie(self, visit: Visit, token: Token) -> bytes:
+        # The cookie outlives a pass: past its end the pass still says which lease may be renewed.
+        life = int(visit.desk.room.hold_for)
+        return set_cookie(visit.desk.room, visit.client.scheme, self._keyring.sign(token), life)
+
+    def _reissued(self, visit: Visit) -> bytes:
+        """The same token under today's cookie name, where it came under another: no move loses a place."""
+        room = visit.desk.room
+        name = cookie_name(room.name, visit.client.scheme, room.cookie_domain)
+        return (
+            b"" if visit.token is None or visit.cookie == name.encode() else self._cookie(visit, visit.token)
+        )
+
+    def _forward(self, visit: Visit, verdict: Verdict, cookie: bytes = b"") -> None:
+        token = visit.token
+        self._upstream(visit.desk.room.upstream).forward(
+            visit.exchange,
+            strip_cookies=STRIPPED,
+            on_head=None if token is None else partial(self._on_head, visit, token, cookie),
+            on_done=partial(self._on_done, visit, verdict),
+        )
+
+    def _on_head(self, visit: Visit, token: Token, cookie: bytes, head: ResponseHead) -> bytes:
+        """Header lines for the shopper: a new pass, or none at all once the origin has ended the seat."""
+        desk = visit.desk
+        if any(b"revoke" in (head.get(name) or b"").lower() for name in COMMANDS if name in head.notable):
+            desk.leave(token, self._loop.time())
+            return set_cookie(desk.room, visit.client.scheme, "", 0)
+        if cookie:
+            return cookie
+        end = desk.renewed(token)
+        if end is None:
+            return self._reissued(visit)
+        # What a shared cache may keep must not carry somebody's pass.
+        if b"public" in (head.get(b"cache-control") or b"").lower():
+            return b""
+        return self._cookie(
+            visit, self._minted(visit, Use.PASS, token.visitor, token.number, token.epoch, end)
+        )
+
+    def _on_done(self, visit: Visit, verdict: Verdict, outcome: Outcome) -> None:
+        room = visit.desk.room.name
+        if outcome.latency is not None:
+            self._telemetry.origin(room, outcome.latency)
+        kind = _FAILURES.get(outcome.failure) if outcome.failure else None
+        if kind is not None:
+            self._telemetry.origin_failed(room, kind)
+            verdict = "error"
+        elif outcome.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._telemetry.origin_failed(room, "answer")
+        self._answers.note(visit, verdict, outcome.status, outcome.sent, outcome.latency)
+
+    def error_page(self, exchange: Exchange, status: int, reason: str) -> None:
+        """Answer where the origin did not."""
+        visit = Visit(exchange, self._loop.time())
+        desk = self._desk_of(visit)
+        self._answers.failed(visit, status, reason, None if desk is None else desk.room)
+
+    def _status(self, visit: Visit) -> None:
+        """The status document. Asking never joins, and never claims."""
+        desk, token, now = visit.desk, visit.token, visit.started
+        if token is None or not (desk.holds(token, now) or desk.honours(token, now)):
+            status = desk.say(State.ENDED, poll_after=60.0)
+        elif token.use is Use.PASS:
+            status = desk.say(State.INSIDE)
+        else:
+            status = desk.poll(token.number, now, self._jitter(), _shown(visit))
+        self._answers.document(visit, "status_poll", status)
+
+    def _here(self, visit: Visit) -> None:
+        """Somebody says "I am here", or starts anew after their number was spent."""
+        desk, token, head = visit.desk, visit.token, visit.exchange.head
+        back = return_path(head, visit.client.host, desk.room.path)
+        lines = b"Location: %b\r\nCache-Control: no-store\r\n" % back
+        kept = token is not None and (desk.holds(token, visit.started) or desk.honours(token, visit.started))
+        if not kept or query_value(head.target, b"anew"):
+            lines += set_cookie(desk.room, visit.client.scheme, "", 0)
+        elif token is not None and token.use is Use.TICKET:
+            desk.visit(token.number, visit.started, 0.0)
+        self._answers.respond(visit, "answered", 303, lines)
+
+    def _leave(self, visit: Visit) -> None:
+        """Somebody gives up their place or seat."""
+        head = visit.exchange.head
+        if head.method != b"POST":
+            self._answers.respond(visit, "refused", 405, PLAIN + b"Allow: POST\r\n", b"Leaving is a POST.\n")
+            return
+        if not same_origin(head, visit.client.host):
+            self._answers.respond(visit, "refused", 403, PLAIN, b"This must come from a page of this site.\n")
+            return
+        if visit.token is not None:
+            visit.desk.leave(visit.token, visit.started)
+        status = visit.desk.say(State.ENDED, poll_after=60.0)
+        cookie = set_cookie(visit.desk.room, visit.client.scheme, "", 0)
+        if visit.form is Form.FORM:
+            self._answers.tell(visit, status, Form.PAGE, cookie)
+        else:
+            self._answers.document(visit, "answered", status, cookie)
+
+    def _front(self, visit: Visit) -> None:
+        """What is the same for everybody, so that a cache in front may answer it."""
+        desk = visit.desk
+        seen = desk.snapshot
+        front = seen.line.front
+        body = b'{"room":"%b","front":%d,"issued":%d,"waiting":%d,"paused":%b,"updated":%d}' % (
+            desk.room.name.encode(),
+            seen.issued + 1 if front is None else front,
+            seen.issued,
+            seen.waiting,
+            b"true" if desk.room.paused else b"false",
+            int(self._wall()),
+        )
+        lines = b"Content-Type: application/json\r\nCache-Control: public, max-age=2\r\n"
+        self._answers.respond(visit, "answered", 200, lines, body)
+
+    def _unknown(self, visit: Visit) -> None:
+        self._answers.respond(visit, "refused", 404, PLAIN, b"There is nothing here.\n")
+
+
+def _shown(visit: Visit) -> int | None:
+    shown = query_value(visit.exchange.head.target, b"shown") or b""
+    return int(shown[:9]) if shown.isdigit() else None

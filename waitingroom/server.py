@@ -1,0 +1,272 @@
+"""The only place that builds objects and owns their lifetimes: one gateway, from settings to shutdown."""
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import socket
+import ssl
+import time
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from waitingroom.admin import application
+from waitingroom.answers import Answers
+from waitingroom.config import ConfigError, Settings, differences
+from waitingroom.desk import Desk
+from waitingroom.embedded import EmbeddedValkey
+from waitingroom.gateway import Gateway
+from waitingroom.http1 import Limits, Listener
+from waitingroom.logs import RequestLog
+from waitingroom.pages import Pages
+from waitingroom.proxy import OriginLimits, Upstream
+from waitingroom.room import Room
+from waitingroom.store import Store, StoreUnavailableError
+from waitingroom.telemetry import LoopLag, Telemetry
+from waitingroom.ticker import Ticker
+from waitingroom.tickets import Keyring, KeyTooShortError
+
+DRAIN = 10.0
+"""Seconds that requests under way are given when the gateway stops."""
+
+Address = tuple[str, int]
+
+_log = structlog.get_logger()
+
+
+class Server:
+    """One gateway.
+
+    Attributes:
+        public_address, private_address: where the two listeners are, once started.
+        store_url: where the queue is kept.
+        admin_token: the bearer token of the admin API.
+    """
+
+    def __init__(self, settings: Settings, log: RequestLog | None = None) -> None:
+        self.settings = settings
+        self.public_address: Address = ("", 0)
+        self.private_address: Address = ("", 0)
+        self.store_url = settings.store.url
+        self.admin_token = ""
+        self._log = log
+        self._data = Path(settings.store.data)
+        self._upstreams: dict[str, Upstream] = {}
+        self._stack = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Bring everything up, in order; what had come up is taken down again if something fails.
+
+        Raises:
+            ConfigError: a key, a certificate, a logo or an address cannot be used.
+            EmbeddedError: the embedded store does not start.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def stop(self) -> None:
+        """Stop accepting, finish what is under way, hand in what is known, and go."""
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        settings = self.settings
+        self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keyring = _keyring(settings, self._data)
+        self.admin_token = _admin_token(settings, self._data)
+        self._telemetry = Telemetry([room.name for room in settings.rooms], self._log)
+        self._store = await self._open_store()
+        try:
+            self._pages = Pages(settings.rooms)
+        except ValueError as error:
+            raise ConfigError("rooms", f"{error}.") from None
+        self._desks = {room.name: Desk(await self._seeded(room)) for room in settings.rooms}
+        for desk in self._desks.values():
+            self._pages.update(desk.room)
+        await self._start_ticking()
+        await self._listen(keyring)
+        await self._listen_privately()
+        lag = LoopLag(asyncio.get_running_loop(), self._telemetry.loop_lag)
+        self._stack.callback(lag.stop)
+        _log.info("gateway_started", public=_shown(self.public_address), private=_shown(self.private_address))
+
+    async def _open_store(self) -> Store:
+        settings = self.settings.store
+        if settings.url == "embedded":
+            embedded = EmbeddedValkey(self._data)
+            self.store_url = await embedded.start()
+            self._stack.push_async_callback(embedded.stop)
+        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        store = Store(
+            self.store_url,
+            name,
+            tick=settings.tick,
+            timeout=settings.timeout,
+            observer=self._telemetry.store_call,
+        )
+        self._stack.push_async_callback(store.close)
+        return store
+
+    async def _seeded(self, room: Room) -> Room:
+        """The room as the store has it; as the file has it where the store does not answer yet."""
+        try:
+            stored = await self._store.seed(room)
+        except StoreUnavailableError as error:
+            _log.warning("store_unavailable", room=room.name, error=str(error))
+            return room
+        apart = differences(room, stored)
+        self._telemetry.differences(room.name, len(apart))
+        if apart:
+            _log.warning("room_differs_from_file", room=room.name, settings=sorted(apart), used="the store's")
+        return stored
+
+    async def _start_ticking(self) -> None:
+        ticker = Ticker(
+            self._desks, self._store, self._telemetry, self._pages.update, self.settings.store.tick
+        )
+        for desk in self._desks.values():
+            await ticker.tick(desk)
+        task = asyncio.create_task(ticker.run())
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.wait([task])
+            for desk in self._desks.values():
+                await ticker.tick(desk)
+
+        self._stack.push_async_callback(end)
+
+    async def _listen(self, keyring: Keyring) -> None:
+        settings = self.settings.server
+        gateway = Gateway(
+            self._desks,
+            self._store,
+            Answers(self._pages, self._telemetry),
+            keyring,
+            self._telemetry,
+            upstream=self._upstream,
+            wall=time.time,
+            jitter=random.random,
+        )
+        self._error_page = gateway.error_page
+        self._stack.push_async_callback(self._close_upstreams)
+        limits = Limits(
+            head_bytes=settings.max_head_bytes,
+            head_fields=settings.max_headers,
+            head_timeout=settings.head_timeout,
+            keepalive_timeout=settings.keepalive_timeout,
+            body_idle_timeout=settings.body_timeout,
+            connections=settings.max_connections,
+        )
+        listener = Listener(gateway, limits, self.settings.trusted)
+        host, port = parse_address(settings.listen)
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(listener, host, port, ssl=_tls(self.settings), backlog=4096)
+        except OSError as error:
+            raise ConfigError(
+                "[server] listen", f"{settings.listen} cannot be used: {error.strerror}."
+            ) from None
+        self.public_address = server.sockets[0].getsockname()[:2]
+
+        async def drain() -> None:
+            server.close()
+            await listener.drain(DRAIN)
+
+        self._stack.push_async_callback(drain)
+
+    def _upstream(self, url: str) -> Upstream:
+        upstream = self._upstreams.get(url)
+        if upstream is None:
+            settings = self.settings.server
+            limits = OriginLimits(
+                connections=settings.upstream_connections,
+                connect_timeout=settings.connect_timeout,
+                first_byte_timeout=settings.first_byte_timeout,
+                idle_timeout=settings.body_timeout,
+            )
+            upstream = self._upstreams[url] = Upstream(url, limits=limits, error_page=self._error_page)
+        return upstream
+
+    async def _close_upstreams(self) -> None:
+        for upstream in self._upstreams.values():
+            await upstream.close()
+
+    async def _listen_privately(self) -> None:
+        host, port = parse_address(self.settings.server.private_listen)
+        app = application(self._desks, self._store, self._telemetry, self.admin_token)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            where = "[server] private_listen"
+            raise ConfigError(where, f"{host}:{port} cannot be used: {error.strerror}.") from None
+        self.private_address = runner.addresses[0][:2]
+
+
+def parse_address(text: str) -> Address:
+    """Host and port of "127.0.0.1:8080" or "[::1]:8080"."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _shown(address: Address) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    server = settings.server
+    if not server.tls_certificate:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(server.tls_certificate, server.tls_key)
+    except OSError as error:
+        raise ConfigError("[server] tls_certificate", f"cannot be used: {error}.") from None
+    return context
+
+
+def _keyring(settings: Settings, data: Path) -> Keyring:
+    """The signing keys; only beside the embedded store is one made where none is given."""
+    keys = [key.encode() for key in settings.tokens.keys]
+    if settings.tokens.keys_file:
+        lines = _secret(settings.tokens.keys_file, "[tokens] keys_file").splitlines()
+        keys += [line.strip().encode() for line in lines]
+    if not keys and settings.store.url == "embedded":
+        keys = [_made(data / "signing.key").encode()]
+    try:
+        return Keyring([key for key in keys if key])
+    except KeyTooShortError as error:
+        remedy = "Make one with: openssl rand -base64 32"
+        raise ConfigError("[tokens] keys", f"{error}.", remedy) from None
+
+
+def _admin_token(settings: Settings, data: Path) -> str:
+    if settings.admin.token_file:
+        return _secret(settings.admin.token_file, "[admin] token_file").strip()
+    return settings.admin.token or _made(data / "admin.token")
+
+
+def _secret(path: str, where: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(where, f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _made(path: Path) -> str:
+    """A secret kept in a file that only we may read, made when there is none."""
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+    return path.read_text().strip()

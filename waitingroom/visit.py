@@ -1,0 +1,100 @@
+"""What a request says about its visitor, and what its answer says back, as pure functions of bytes."""
+
+from collections.abc import Iterable
+from urllib.parse import unquote_to_bytes
+
+from waitingroom.heads import Head
+from waitingroom.room import Room
+from waitingroom.tickets import cookie_name
+
+OURS = "/.waitingroom/"
+
+STRIPPED = (b"wr-", b"__Host-wr-", b"__Secure-wr-")
+"""Beginnings of the names of cookies that are ours and none of the origin's business."""
+
+
+def plain_path(target: bytes) -> str:
+    """The path of a target as an origin may read it: decoded, without dot segments or doubled slashes.
+
+    Only for deciding which room protects it; what is forwarded stays as it was sent.
+    """
+    path = target.partition(b"?")[0].partition(b"#")[0]
+    if b"%" not in path and b"//" not in path and b"/." not in path and b"\\" not in path:
+        return path.decode("latin-1")
+    kept: list[bytes] = []
+    for part in unquote_to_bytes(path).replace(b"\\", b"/").split(b"/"):
+        if part == b"..":
+            del kept[-1:]
+        elif part not in (b"", b"."):
+            kept.append(part)
+    return "/" + b"/".join(kept).decode("latin-1")
+
+
+def query_value(target: bytes, name: bytes) -> bytes | None:
+    """The first value of a query parameter, percent-decoded; None without one."""
+    for pair in target.partition(b"?")[2].split(b"&"):
+        key, _, value = pair.partition(b"=")
+        if key == name:
+            return unquote_to_bytes(value.replace(b"+", b" "))
+    return None
+
+
+def host_of(authority: bytes) -> str:
+    """The bare lower-case host of a Host header."""
+    host, colon, port = authority.rpartition(b":")
+    bare = host if colon and port.isdigit() else authority
+    return bare.decode("latin-1").lower()
+
+
+def cookies(head: Head, names: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
+    """Every cookie with one of `names`, as (name, value), the strictest name first."""
+    found: dict[bytes, list[bytes]] = {}
+    for line in head.get_all(b"cookie") if b"cookie" in head.notable else ():
+        for pair in line.split(b";"):
+            name, equals, value = pair.strip(b" \t").partition(b"=")
+            if equals:
+                found.setdefault(name, []).append(value.strip(b'"'))
+    return [(name, value) for name in names for value in found.get(name, ())]
+
+
+def set_cookie(room: Room, scheme: str, value: str, life: int) -> bytes:
+    """A Set-Cookie line for a ticket or pass; `life` is in seconds, 0 takes the cookie back."""
+    name = cookie_name(room.name, scheme, room.cookie_domain)
+    same_site = "lax" if room.cookie_samesite == "none" and scheme != "https" else room.cookie_samesite
+    parts = [f"{name}={value}", "Path=/", f"Max-Age={life}", "HttpOnly", f"SameSite={same_site.capitalize()}"]
+    if scheme == "https":
+        parts.append("Secure")
+    if room.cookie_domain:
+        parts.append(f"Domain={room.cookie_domain}")
+    return f"Set-Cookie: {'; '.join(parts)}\r\n".encode("latin-1")
+
+
+def same_origin(head: Head, authority: bytes) -> bool:
+    """Whether a state-changing request comes from a page of the same site, or from no page at all.
+
+    Browsers send Origin with every POST; a client that sends none has no visitor to be tricked.
+    """
+    origin = head.get(b"origin")
+    if origin is None:
+        return head.get(b"sec-fetch-site") in (None, b"same-origin", b"none")
+    return origin.partition(b"://")[2].lower() == authority.lower()
+
+
+def return_path(head: Head, authority: bytes, default: str) -> bytes:
+    """Where a visitor came from on this very host, as a path; never another site.
+
+    A path that begins with two slashes, or a backslash, is another site to a browser.
+    """
+    referer = head.get(b"referer") or b""
+    _, _, rest = referer.partition(b"://")
+    host, slash, path = rest.partition(b"/")
+    target = b"/" + path
+    safe = all(33 <= byte < 127 for byte in target) and b"\\" not in target  # noqa: PLR2004 - visible ASCII
+    if (
+        not slash
+        or host.lower() != authority.lower()
+        or not safe
+        or target.startswith((b"//", OURS.encode()))
+    ):
+        return default.encode("latin-1")
+    return target
