@@ -65,7 +65,7 @@ def used(telemetry: Telemetry) -> Telemetry:
     telemetry.origin("sale", 0.012)
     telemetry.origin_failed("sale", "connect")
     telemetry.ticket_rejected("signature")
-    telemetry.connection_opened("shopper")
+    telemetry.connections("shopper", lambda: 1)
     telemetry.store_call("tick", 0.0007)
     telemetry.tick("sale", 0.0009)
     telemetry.loop_lag(0.0001)
@@ -215,11 +215,9 @@ def test_a_slow_room_has_longer_to_move(telemetry: Telemetry, clock: Clock) -> N
 
 def test_connections_are_counted_both_ways(telemetry: Telemetry) -> None:
     """The gauge is those open now, by side."""
-    telemetry.connection_opened("shopper")
-    telemetry.connection_opened("shopper")
-    telemetry.connection_opened("origin")
-    telemetry.connection_closed("shopper")
-    assert value(telemetry, "connections_open", side="shopper") == 1
+    telemetry.connections("shopper", lambda: 3)
+    telemetry.connections("origin", lambda: 1)
+    assert value(telemetry, "connections_open", side="shopper") == 3
     assert value(telemetry, "connections_open", side="origin") == 1
 
 

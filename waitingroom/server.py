@@ -164,6 +164,8 @@ class Server:
             connections=settings.max_connections,
         )
         listener = Listener(gateway, limits, self.settings.trusted)
+        self._telemetry.connections("shopper", lambda: listener.connections)
+        self._telemetry.connections("origin", lambda: sum(up.pool.size for up in self._upstreams.values()))
         host, port = parse_address(settings.listen)
         loop = asyncio.get_running_loop()
         try:

@@ -165,8 +165,7 @@ class Telemetry(Collector):
         self._movement: dict[str, Movement] = {}
         self._numbers["build_info"][__version__, platform.python_version()] = 1
         self._lag = self._distributions["event_loop_lag_seconds"][()]
-        for side in ("shopper", "origin"):
-            self._numbers["connections_open"][side,] = 0
+        self._connections: dict[str, Callable[[], int]] = {}
         for room in (NO_ROOM, *rooms):
             self._prepare(room)
         self.registry = CollectorRegistry()
@@ -204,13 +203,9 @@ class Telemetry(Collector):
         """Count a cookie of ours that did not verify; `reason` is one of a few fixed words."""
         self._numbers["tickets_rejected_total"][reason,] += 1
 
-    def connection_opened(self, side: Literal["shopper", "origin"]) -> None:
-        """Count a connection."""
-        self._numbers["connections_open"][side,] += 1
-
-    def connection_closed(self, side: Literal["shopper", "origin"]) -> None:
-        """Count a connection that has ended."""
-        self._numbers["connections_open"][side,] -= 1
+    def connections(self, side: Literal["shopper", "origin"], count: Callable[[], int]) -> None:
+        """Have the open connections of one side counted whenever the metrics are read."""
+        self._connections[side] = count
 
     def store_call(self, call: str, seconds: float, outcome: str = "ok") -> None:
         """Note a call to the store by its script's or command's name; `outcome` is ok, timeout or error."""
@@ -254,6 +249,15 @@ class Telemetry(Collector):
         if last is None or last.called != called or not awaits_movement(room, seen):
             self._movement[room.name] = Movement(called, self._clock(), stall_after(room))
 
+    def tick_age(self, room: str) -> float:
+        """Seconds since the last successful exchange with the store."""
+        return max(0.0, self._clock() - self._ticked[room])
+
+    def stalled(self, room: str) -> bool:
+        """Whether people wait, seats are free, and nobody has been called for too long."""
+        last = self._movement.get(room)
+        return last is not None and self._clock() - last.at > last.patience
+
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """All metrics in the format that the `Accept` header asks for, with their `Content-Type`."""
         encode, content_type = choose_encoder(accept)
@@ -261,11 +265,12 @@ class Telemetry(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every row of the table with its samples, for the registry."""
-        now = self._clock()
-        for room, at in self._ticked.items():
-            self._numbers["tick_age_seconds"][room,] = max(0.0, now - at)
-        for room, last in self._movement.items():
-            self._numbers["stalled"][room,] = float(now - last.at > last.patience)
+        for room in self._ticked:
+            self._numbers["tick_age_seconds"][room,] = self.tick_age(room)
+        for room in self._movement:
+            self._numbers["stalled"][room,] = float(self.stalled(room))
+        for side, count in self._connections.items():
+            self._numbers["connections_open"][side,] = count()
         if self._log is not None:
             self._numbers["log_lines_dropped_total"][()] = self._log.dropped
         for row in METRICS:

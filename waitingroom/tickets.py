@@ -6,7 +6,7 @@ for such edges; `end` is the room's own clock in milliseconds, which is what gat
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -48,7 +48,6 @@ class Token:
     Attributes:
         end: when it ends on the room's clock, in milliseconds.
         expires: the same in Unix seconds, as well as the signing gateway could tell.
-        trial: whether the pass stands for the short first lease, before the cookie came back.
     """
 
     use: Use
@@ -60,7 +59,6 @@ class Token:
     issued: int
     expires: int
     lane: str = LANE
-    trial: bool = False
 
     @property
     def seat(self) -> str:
@@ -76,7 +74,7 @@ class Keyring:
 
     __slots__ = ("_issuer", "_keys", "_signing")
 
-    def __init__(self, keys: Mapping[str, bytes] | list[bytes], issuer: str = "waitingroom") -> None:
+    def __init__(self, keys: Mapping[str, bytes] | Sequence[bytes], issuer: str = "waitingroom") -> None:
         """Take the keys, newest first, by key id or bare (the id is then a digest of the key).
 
         Raises:
@@ -107,8 +105,6 @@ class Keyring:
             "use": token.use.value,
             "end": token.end,
         }
-        if token.trial:
-            claims["trial"] = True
         return jwt.encode(
             claims, self._keys[self._signing], algorithm="HS256", headers={"kid": self._signing}
         )
@@ -162,7 +158,6 @@ def _token(claims: dict[str, Any], room: str) -> Token:
         issued=int(claims["iat"]),
         expires=int(claims["exp"]),
         lane=str(lane),
-        trial=bool(claims.get("trial", False)),
     )
 
 
