@@ -107,6 +107,23 @@ def test_refresh_is_never_faster_than_two_seconds(pages: Pages) -> None:
     assert header(page, b"Retry-After") == "2"
 
 
+@pytest.mark.parametrize(
+    ("target", "content"),
+    [
+        ("/drop?a=1&b=2", "5;url=/drop?a=1&amp;b=2"),
+        ('/"><script>', "5;url=/&quot;&gt;&lt;script&gt;"),
+        ("//evil.example/", "5"),
+        ("/\\evil.example/", "5"),
+        ("javascript:alert(1)", "5"),
+        ("", "5"),
+    ],
+)
+def test_refresh_stays_on_this_host(pages: Pages, target: str, content: str) -> None:
+    """The refresh leads to what the visitor asked for, and nowhere else."""
+    page = pages.render(ROOM, STATUS, host="", languages="", accepts_gzip=False, target=target)
+    assert f'<meta http-equiv="refresh" content="{content}">' in page.body.decode()
+
+
 def test_missed_turn_offers_to_say_here(pages: Pages) -> None:
     """Somebody who missed their turn is told that the place is kept, and how to say that they are back."""
     html = shown(pages, replace(STATUS, missed=True, position=1))

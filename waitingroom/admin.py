@@ -1,21 +1,300 @@
-"""The private listener: metrics, health, and the admin API."""
+"""The private listener: metrics, health, the console, and the admin API.
 
-from collections.abc import Mapping
+Every change of a room is checked as the configuration file is, names an author and a reason, and is in force
+on every gateway with its next tick, this one included.
+"""
 
-from aiohttp import web
+import hmac
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from typing import Any, NoReturn
 
+from aiohttp import hdrs, web
+
+from waitingroom.branding import logo_url, palette
+from waitingroom.config import ConfigError, change_room
+from waitingroom.console import Watch, page
 from waitingroom.desk import Desk
-from waitingroom.store import Store
+from waitingroom.problems import Handler, ProblemError, nearest, problems, refused
+from waitingroom.room import Room
+from waitingroom.store import Change, ConflictError, Store
 from waitingroom.telemetry import Telemetry
+
+LARGEST_BODY = 65_536
+LONGEST_AUTHOR, LONGEST_REASON = 80, 500
+MOST_ENTRIES = 1000
+
+OPEN = frozenset({"/", "/metrics", "/healthz", "/readyz", "/v1/console.json"})
+"""What may be read without the token: numbers, no secrets."""
+
+ACTIONS: Mapping[str, Callable[[Room], dict[str, Any]]] = {
+    "pause": lambda _: {"paused": True},
+    "drain": lambda _: {"queue_all": True},
+    "resume": lambda _: {"paused": False, "queue_all": False},
+    "epoch": lambda room: {"epoch": room.epoch + 1},
+}
+"""Changes that need no knowledge of the room's version: they are repeated if somebody else was faster."""
 
 
 def application(desks: Mapping[str, Desk], store: Store, telemetry: Telemetry, token: str) -> web.Application:
     """The application of the private listener."""
-    app = web.Application()
+    admin = _Admin(desks, store, telemetry, token)
+    app = web.Application(client_max_size=LARGEST_BODY, middlewares=[problems, admin.guard])
+    watch = Watch(desks, telemetry)
+    app.cleanup_ctx.append(watch.run)
+    html, policy = page()
 
-    async def metrics(request: web.Request) -> web.Response:
-        body, kind = telemetry.render(request.headers.get("Accept", ""))
-        return web.Response(body=body, headers={"Content-Type": kind})
+    async def console(_: web.Request) -> web.Response:
+        headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
+        return web.Response(text=html, content_type="text/html", headers=headers)
 
-    app.router.add_get("/metrics", metrics)
+    async def numbers(_: web.Request) -> web.Response:
+        return web.json_response(watch.tell())
+
+    app.on_response_prepare.append(_never_stored)
+    app.router.add_get("/", console)
+    app.router.add_get("/v1/console.json", numbers)
+    app.router.add_get("/metrics", admin.metrics)
+    app.router.add_get("/healthz", admin.alive)
+    app.router.add_get("/readyz", admin.ready)
+    app.router.add_get("/v1/rooms", admin.rooms)
+    app.router.add_get("/v1/rooms/{name}", admin.read)
+    app.router.add_patch("/v1/rooms/{name}", admin.patch)
+    app.router.add_post(f"/v1/rooms/{{name}}/{{action:{'|'.join(ACTIONS)}}}", admin.act)
+    app.router.add_get("/v1/audit", admin.audit)
     return app
+
+
+class _Admin:
+    """The handlers."""
+
+    def __init__(self, desks: Mapping[str, Desk], store: Store, telemetry: Telemetry, token: str) -> None:
+        self._desks = desks
+        self._store = store
+        self._telemetry = telemetry
+        self._credentials = f"Bearer {token}".encode()
+
+    @property
+    def guard(self) -> Any:
+        """The middleware that asks for the token."""
+
+        @web.middleware
+        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+            given = request.headers.get(hdrs.AUTHORIZATION, "").encode(errors="surrogateescape")
+            if request.path not in OPEN and not hmac.compare_digest(given, self._credentials):
+                raise ProblemError(
+                    401,
+                    "The admin token is missing or wrong",
+                    "This part of the private listener needs the bearer token.",
+                    "Send 'Authorization: Bearer <token>'; the token is in the file admin.token of the data "
+                    "folder, unless [admin] says otherwise.",
+                    {"WWW-Authenticate": 'Bearer realm="waitingroom"'},
+                )
+            return await handler(request)
+
+        return guard
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        body, kind = self._telemetry.render(request.headers.get(hdrs.ACCEPT, ""))
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: kind})
+
+    async def alive(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "alive"})
+
+    async def ready(self, _: web.Request) -> web.Response:
+        """Ready is who has once heard of the store about every room; after that, the store may go away."""
+        missing = [name for name, desk in self._desks.items() if not desk.warm]
+        if missing:
+            raise ProblemError(
+                503,
+                "Not ready",
+                f"The store has not been heard of about: {', '.join(missing)}.",
+                "See that the store at [store] url is up and can be reached; 'waitingroom check' looks.",
+                {"Retry-After": "1"},
+                missing=missing,
+            )
+        return web.json_response({"status": "ready", "rooms": list(self._desks)})
+
+    async def rooms(self, _: web.Request) -> web.Response:
+        views = [self._view(await self._store.load(name)) for name in self._desks]
+        return web.json_response({"rooms": views})
+
+    async def read(self, request: web.Request) -> web.Response:
+        return self._answer(await self._store.load(self._name(request)))
+
+    async def patch(self, request: web.Request) -> web.Response:
+        name = self._name(request)
+        expected = _if_match(request)
+        if expected is None:
+            raise ProblemError(
+                428,
+                "Say which version you have seen",
+                "A change needs the header If-Match with the version that it is based on.",
+                'Read the room first and send its ETag, for example If-Match: "3".',
+            )
+        body = await _body(request, ("set", "author", "reason"))
+        author, reason = _signature(body)
+        changes = body.get("set")
+        if not isinstance(changes, dict) or not changes:
+            raise refused(
+                "set", "must be an object with at least one setting.", 'Write {"set": {"paused": true}}.'
+            )
+        before = await self._store.load(name)
+        if before.version != expected:
+            await self._conflict(before)
+        try:
+            return await self._change(before, changes, author, reason)
+        except ConflictError as error:
+            await self._conflict(error.current)
+
+    async def act(self, request: web.Request) -> web.Response:
+        name = self._name(request)
+        author, reason = _signature(await _body(request, ("author", "reason")))
+        changes = ACTIONS[request.match_info["action"]]
+        expected = _if_match(request)
+        before = await self._store.load(name)
+        while True:
+            if expected not in (None, before.version):
+                await self._conflict(before)
+            try:
+                return await self._change(before, changes(before), author, reason)
+            except ConflictError as error:
+                before = error.current
+
+    async def audit(self, request: web.Request) -> web.Response:
+        limit = request.query.get("limit", "100")
+        if not re.fullmatch(r"\d{1,4}", limit, re.ASCII) or not 1 <= int(limit) <= MOST_ENTRIES:
+            raise refused("limit", f"{limit[:20]!r} is not a number from 1 to {MOST_ENTRIES}.", "")
+        names = [self._known(request.query["room"])] if "room" in request.query else list(self._desks)
+        entries = [entry for name in names for entry in await self._store.audit(name, int(limit))]
+        entries.sort(key=lambda entry: entry.at, reverse=True)
+        return web.json_response({"entries": [asdict(entry) for entry in entries[: int(limit)]]})
+
+    async def _change(
+        self, before: Room, changes: Mapping[str, Any], author: str, reason: str
+    ) -> web.Response:
+        """Check and store a change; what changes nothing is answered, but is no new version."""
+        after = _checked(before, changes)
+        return self._answer(
+            before if after == before else await self._store.change(after, before, author, reason)
+        )
+
+    async def _conflict(self, current: Room) -> NoReturn:
+        entries = await self._store.audit(current.name, 1)
+        raise ProblemError(
+            409,
+            "Somebody else changed the room first",
+            f"The room is now at version {current.version}. {_told(entries[0]) if entries else ''}".strip(),
+            "Read the room again, and repeat the change if it is still wanted.",
+            {"ETag": f'"{current.version}"'},
+            version=current.version,
+            last_change=asdict(entries[0]) if entries else None,
+        )
+
+    def _name(self, request: web.Request) -> str:
+        return self._known(request.match_info["name"])
+
+    def _known(self, name: str) -> str:
+        if name in self._desks:
+            return name
+        raise ProblemError(
+            404,
+            "No such room",
+            f"This gateway has no room {name[:80]!r}.",
+            nearest(name, self._desks) or "It has no room at all.",
+        )
+
+    def _answer(self, room: Room) -> web.Response:
+        return web.json_response(self._view(room), headers={"ETag": f'"{room.version}"'})
+
+    def _view(self, room: Room) -> dict[str, Any]:
+        seen = self._desks[room.name].snapshot
+        settings = asdict(room)
+        del settings["version"]
+        plain = ("inside", "offered", "waiting", "present", "candidates", "issued", "epoch", "pace", "clock")
+        snapshot = (
+            {name: getattr(seen, name) for name in plain}
+            | asdict(seen.totals)
+            | {
+                "offered_total": seen.totals.offered,
+                "offered": seen.offered,
+                "clock_age": round(self._telemetry.tick_age(room.name), 3),
+                "stalled": self._telemetry.stalled(room.name),
+            }
+        )
+        return {"name": room.name, "version": room.version, "settings": settings, "snapshot": snapshot}
+
+
+def _checked(room: Room, changes: Mapping[str, Any]) -> Room:
+    """The room as it would be.
+
+    Raises:
+        ConfigError: a setting cannot stand.
+    """
+    after = change_room(room, changes)
+    if after.epoch < room.epoch:
+        raise ConfigError(
+            f"room {room.name}: epoch",
+            f"is {room.epoch} and can only be raised.",
+            "Old tickets would count again.",
+        )
+    try:
+        palette(after.accent_color)
+        if after.shop_logo:
+            logo_url(after.shop_logo)
+    except ValueError as error:
+        setting, _, what = str(error).partition(" ")
+        raise ConfigError(f"room {room.name}: {setting}", f"{what}.") from None
+    return after
+
+
+async def _body(request: web.Request, fields: Iterable[str]) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.read() or b"{}")
+        # What the store could not keep, or could not give back, is refused here: infinities, half characters.
+        json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise ProblemError(
+            400, "The body is not JSON", "It could not be read as UTF-8 JSON.", "Send one JSON object."
+        ) from None
+    if not isinstance(body, dict):
+        raise ProblemError(
+            400, "The body is not an object", "It is JSON of another kind.", "Send one JSON object."
+        )
+    for name in body:
+        if name not in fields:
+            raise refused(name[:80], "is not a field of this request.", nearest(name, fields))
+    return body
+
+
+def _signature(body: Mapping[str, Any]) -> tuple[str, str]:
+    """Who changes and why."""
+    found = []
+    for name, longest in (("author", LONGEST_AUTHOR), ("reason", LONGEST_REASON)):
+        value = body.get(name)
+        text = " ".join(value.split()) if isinstance(value, str) else ""
+        if not text or len(text) > longest or not text.isprintable():
+            raise refused(
+                name,
+                f"must be a text of 1 to {longest} characters.",
+                "Whoever reads the audit will want to know.",
+            )
+        found.append(text)
+    return found[0], found[1]
+
+
+def _if_match(request: web.Request) -> int | None:
+    found = re.fullmatch(r'\s*"(\d{1,15})"\s*', request.headers.get(hdrs.IF_MATCH, ""), re.ASCII)
+    return int(found[1]) if found else None
+
+
+def _told(change: Change) -> str:
+    settings = ", ".join(f"{name} to {value!r}" for name, value in change.changed.items())
+    return f"{change.author} set {settings} with version {change.version}: {change.reason}"
+
+
+async def _never_stored(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"

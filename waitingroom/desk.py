@@ -55,6 +55,7 @@ class Desk:
         self.snapshot = Snapshot(epoch=room.epoch)
         self.hand_in = HandIn()
         self._at = 0.0
+        self._longest = room.session_duration
         self._spent: set[int] = set()
         self._missed: set[int] = set()
         self._ended: dict[str, int] = {}
@@ -64,6 +65,13 @@ class Desk:
     def warm(self) -> bool:
         """Whether the store has been heard of at all."""
         return self.snapshot.clock > 0
+
+    @property
+    def open(self) -> bool:
+        """Whether a newcomer may expect to walk in, as far as the last snapshot tells."""
+        seen, room = self.snapshot, self.room
+        free = seen.inside + seen.offered < room.total_active_users and not (room.paused or room.queue_all)
+        return free and seen.candidates == 0 and seen.calm == 0
 
     def clock(self, now: float) -> int:
         """The room's clock in milliseconds, never behind what the store would say now."""
@@ -86,6 +94,8 @@ class Desk:
             for gathered in (self._spent, self._missed, self._ended, self._leases):
                 gathered.clear()
         self.room, self.snapshot, self._at = room, snapshot, sent
+        # A pass may have been given under an earlier, longer session.
+        self._longest = max(self._longest, room.session_duration)
         self._remember(self._spent, snapshot.spent)
         self._missed -= handed_in.here
         self._missed -= snapshot.offers.keys()
@@ -104,9 +114,8 @@ class Desk:
         # Two of the maps grow by those who pass through; going over them now and then keeps each tick cheap.
         if clock // 1000 % 16:
             return
-        life = int(self.room.session_duration * 1000) * 2
         self._leases = {seat: end for seat, end in self._leases.items() if end > clock}
-        self._ended = {seat: at for seat, at in self._ended.items() if at + life > clock}
+        self._ended = {seat: at for seat, at in self._ended.items() if at + 2000 * self._longest > clock}
 
     def holds(self, token: Token, now: float) -> bool:
         """Whether `token` is a pass for a seat that still stands."""

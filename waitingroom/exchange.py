@@ -224,8 +224,7 @@ class Exchange:
 
 def header_lines(pairs: Iterable[tuple[str, str]]) -> bytes:
     """Header lines of name and value pairs. Raises ValueError for a line break in either."""
-    lines = "".join(f"{name}: {value}\r\n" for name, value in pairs)
-    block = lines.encode("latin-1")
-    if block.count(b"\n") != block.count(b"\r\n") or block.count(b"\r") != lines.count("\r\n"):
+    lines = [f"{name}: {value}" for name, value in pairs]
+    if any("\r" in line or "\n" in line for line in lines):
         raise ValueError("line break in a header")
-    return block
+    return "".join(f"{line}\r\n" for line in lines).encode("latin-1")

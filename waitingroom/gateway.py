@@ -1,7 +1,8 @@
 """The public listener's mind: request to verdict to response.
 
 Whoever is inside goes through without a call to the store; whoever waits is answered from memory. Only
-joining, claiming, and a pass past its end ask the store; all who do in one turn of the event loop share a call.
+joining, claiming, and a pass past its end ask the store; all who do so in one turn of the event loop share
+one call.
 """
 
 import asyncio
@@ -47,7 +48,7 @@ _FAILURES: Final[Mapping[Failure, OriginError]] = {
     Failure.BUSY: "connect",
 }
 _JOINING: Final = (Form.PAGE, Form.JSON)
-"""The forms of navigations; only these join."""
+"""The forms of navigations; only these may be given a place in line. All else walks in, or is refused."""
 
 
 class Gateway:
@@ -156,13 +157,13 @@ class Gateway:
         form = visit.form
         if token is None or not desk.honours(token, now):
             visit.token = None
-            if form in _JOINING:
-                self._knock(visit, Knock(secrets.token_urlsafe(16)))
+            if form in _JOINING or desk.open:
+                self._knock(visit, Knock(secrets.token_urlsafe(16), wait=form in _JOINING))
             else:
                 self._answers.tell(visit, desk.say(State.WAITING), form)
         elif token.use is Use.PASS:
             # The lease may well live on: other gateways, or later requests, have prolonged it.
-            self._knock_again(visit, token, join=form in _JOINING)
+            self._knock_again(visit, token, wait=form in _JOINING)
         elif form not in _JOINING:
             self._answers.tell(visit, desk.poll(token.number, now, self._jitter()), form)
         elif desk.called(token.number):
@@ -171,8 +172,8 @@ class Gateway:
             status = desk.visit(token.number, now, self._jitter())
             self._answers.tell(visit, status, form, self._reissued(visit))
 
-    def _knock_again(self, visit: Visit, token: Token, *, join: bool) -> None:
-        self._knock(visit, Knock(token.visitor, token.number, token.epoch, token.lane, join))
+    def _knock_again(self, visit: Visit, token: Token, *, join: bool = True, wait: bool = True) -> None:
+        self._knock(visit, Knock(token.visitor, token.number, token.epoch, token.lane, join, wait))
 
     def _knock(self, visit: Visit, knock: Knock) -> None:
         answered = self._store.knock(visit.desk.room.name, knock)
@@ -191,13 +192,14 @@ class Gateway:
         cookie = self._reissued(visit)
         if answer.entry is Entry.WAIT:
             status = desk.look(answer.number, self._loop.time(), self._jitter())
-            if answer.number != knock.number:
+            if visit.token is None or visit.token.use is Use.PASS or answer.number != knock.number:
                 cookie = self._ticket(visit, knock.visitor, answer)
         elif answer.entry is Entry.MOMENT:
             wait = max(1.0, answer.until / 1000)
             status = desk.say(State.YOUR_TURN, poll_after=wait, until=desk.room.claim_window)
         elif answer.entry is Entry.FULL:
-            status = desk.say(State.FULL, poll_after=30.0)
+            refused = desk.room.queueing_method is Method.REJECT
+            status = desk.say(State.FULL if refused else State.WAITING, poll_after=30.0)
         else:
             status = desk.say(State.ENDED, poll_after=60.0)
         self._answers.tell(visit, status, visit.form, cookie)

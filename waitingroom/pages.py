@@ -232,6 +232,7 @@ class Pages:
         languages: bytes | str,
         accepts_gzip: bool,
         again: str = "",
+        target: str = "",
     ) -> Page:
         """Write the waiting page for one visitor.
 
@@ -242,6 +243,8 @@ class Pages:
             languages: `Accept-Language` header.
             accepts_gzip: whether the body may be gzipped.
             again: where the `ended` page offers to start anew; empty for the address that it stands on.
+            target: path and query that the visitor asked for. Without JavaScript the page refreshes to it;
+                one that is given no address never refreshes in Chromium where its own has a fragment.
 
         Raises:
             ValueError: as `update`, for a change that was not announced.
@@ -253,8 +256,8 @@ class Pages:
         language = locales.choose(languages, self._languages)
         state = "missed" if status.missed and status.state is State.WAITING else status.state.value
         template = self._template(look, language, state)
-        values = _values(status, status.message or room.message, language)
-        values.update(shop=_html(host), again=_html(again))
+        values = _values(status, language)
+        values.update(shop=_html(host), again=_html(again), refresh=_refresh(values["retry"], target))
         return template.page(values, accepts_gzip=accepts_gzip)
 
     def render_error(
@@ -266,6 +269,7 @@ class Pages:
         languages: bytes | str,
         accepts_gzip: bool,
         retry_after: int | None = None,
+        target: str = "",
     ) -> Page:
         """Write a page that says what went wrong.
 
@@ -277,12 +281,14 @@ class Pages:
             accepts_gzip: see `host`.
             retry_after: seconds after which the page asks again by itself; None for never, which is a must
                 where the request was not a GET.
+            target: as for `render`.
         """
         look = self._looks.get(room.name if room else "") or self._looks[""]
         language = locales.choose(languages, self._languages)
         template = self._template(look, language, trouble.value + ("" if retry_after is None else "+retry"))
         retry = b"" if retry_after is None else b"%d" % retry_after
-        return template.page({"shop": _html(host), "retry": retry}, accepts_gzip=accepts_gzip)
+        values = {"shop": _html(host), "retry": retry, "refresh": _refresh(retry, target)}
+        return template.page(values, accepts_gzip=accepts_gzip)
 
     def _template(self, look: _Look, language: locales.Language, variant: str) -> _Template:
         key = (language.tag, variant)
@@ -366,7 +372,13 @@ def _html(text: str) -> bytes:
     return escape(text).encode()
 
 
-def _values(status: Status, message: str, language: locales.Language) -> dict[str, bytes]:
+def _refresh(seconds: bytes, target: str) -> bytes:
+    """Write a refresh to our own host: two slashes in front would name another."""
+    ours = target.startswith("/") and not target.startswith(("//", "/\\"))
+    return seconds + (b";url=" + _html(target) if ours else b"")
+
+
+def _values(status: Status, language: locales.Language) -> dict[str, bytes]:
     """Write what belongs to one visitor, by the name of its hole."""
     position, seconds = status.position, max(2, ceil(status.poll_after))
     moment = time.gmtime(status.updated)
@@ -382,7 +394,7 @@ def _values(status: Status, message: str, language: locales.Language) -> dict[st
         "clock": time.strftime("%H:%M:%S UTC", moment),
         "held": _held(status.until, language),
         "checks_every": language.count("checks_every", seconds),
-        "message": escape(message),
+        "message": escape(status.message),
     }
     return {name: value.encode() for name, value in values.items()}
 

@@ -155,7 +155,8 @@ class Knock:
     """Somebody at the door: a newcomer (number 0), or the holder of a number.
 
     Attributes:
-        join: whether a new number may be given; only navigations join.
+        join: whether a new number may be given.
+        wait: whether that number may be one to wait with; only navigations wait.
     """
 
     visitor: str
@@ -163,6 +164,7 @@ class Knock:
     epoch: int = 0
     lane: str = LANE
     join: bool = True
+    wait: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,7 +209,7 @@ class Pool:
             raise ValueError(f"not the address of an origin: {url!r}")
         self._context = (context or ssl.create_default_context()) if parts.scheme == "https" else None
         self._idle: list[Link] = []
-        self._line: deque[Job] = deque()
+        self.line: deque[Job] = deque()
         self._links: set[Link] = set()
         self._opening = 0
         self._connecting: set[asyncio.Task[None]] = set()
@@ -228,9 +228,9 @@ class Pool:
             self._idle.pop().assign(job)
         elif self.size < self.limits.connections:
             self.open(job)
-        elif len(self._line) < self.limits.line:
+        elif len(self.line) < self.limits.line:
             job.deadline = asyncio.get_running_loop().time() + self.limits.line_timeout
-            self._line.append(job)
+            self.line.append(job)
             self._sweep.add(job)
         else:
             job.failed(Failure.BUSY)
@@ -246,7 +246,7 @@ class Pool:
         """Take `job` out of the line, if it stands there."""
         if job in self._sweep.members:
             self._sweep.discard(job)
-            self._line.remove(job)
+            self.line.remove(job)
 
     async def _connect(self, job: Job) -> None:
         loop = asyncio.get_running_loop()
@@ -286,7 +286,7 @@ class Pool:
         """A link is free: give it to whoever is first in line, or keep it."""
         if self._closed:
             link.close()
-        elif self._line:
+        elif self.line:
             link.assign(self._first())
         else:
             link.wait(self.limits.keepalive_timeout)
@@ -294,11 +294,11 @@ class Pool:
 
     def advance(self) -> None:
         """There may be room for more links: connect for those in line."""
-        while self._line and not self._closed and self.size < self.limits.connections:
+        while self.line and not self._closed and self.size < self.limits.connections:
             self.open(self._first())
 
     def _first(self) -> Job:
-        job = self._line.popleft()
+        job = self.line.popleft()
         self._sweep.discard(job)
         return job
 
@@ -308,7 +308,7 @@ class Pool:
         for task in self._connecting:
             task.cancel()
         await asyncio.gather(*self._connecting, return_exceptions=True)
-        while self._line:
+        while self.line:
             self._first().failed(Failure.BUSY)
         for link in list(self._links):
             link.abandon()

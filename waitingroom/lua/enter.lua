@@ -15,7 +15,7 @@ end
 
 local function join(knock)
   local walk_in = may_walk_in()
-  if not walk_in and config.queueing_method == 'reject' then return { 'full' } end
+  if not walk_in and (config.queueing_method == 'reject' or not knock.wait) then return { 'full' } end
   local n = num('issued') + 1
   put('issued', n)
   add('joined', 1)
