@@ -1,7 +1,7 @@
 -- Changes a room's configuration if nobody else has changed it meanwhile, and writes down who did and why.
--- Version 0 seeds: it creates a room that the store does not know, and leaves one that it knows alone.
+-- Seeding creates a room that the store does not know, and leaves one that it knows alone.
 local text = redis.call('GET', CONFIG)
-if call.version == 0 then
+if call.seed then
   if text then return { 'ok', text } end
   redis.call('SET', CONFIG, call.config)
   config, tick = cjson.decode(call.config), call.tick
