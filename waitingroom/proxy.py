@@ -55,13 +55,6 @@ ErrorPage = Callable[[Exchange, int, str], None]
 OnHead = Callable[[ResponseHead], bytes]
 OnDone = Callable[[Outcome], None]
 
-_STATUSES: Final = {
-    Failure.CONNECT_TIMEOUT: 504,
-    Failure.FIRST_BYTE_TIMEOUT: 504,
-    Failure.IDLE_TIMEOUT: 504,
-    Failure.BUSY: 503,
-}
-
 
 class Upstream:
     """The storefront behind the gateway.
@@ -131,28 +124,6 @@ def _plain_error(exchange: Exchange, status: int, reason: str) -> None:
 class _Forwarding:
     """One exchange on its way through one link: its relay on the shopper's side, its job on the origin's."""
 
-    __slots__ = (
-        "_answer",
-        "_begun",
-        "_body_begun",
-        "_buffer",
-        "_chunked_out",
-        "_exchange",
-        "_latency",
-        "_link",
-        "_on_done",
-        "_on_head",
-        "_raw",
-        "_reader",
-        "_request_sent",
-        "_retried",
-        "_sent",
-        "_tunnel",
-        "_upstream",
-        "deadline",
-        "done",
-    )
-
     def __init__(
         self,
         upstream: Upstream,
@@ -173,7 +144,8 @@ class _Forwarding:
         self._buffer = b""
         self._begun = 0.0
         self._sent = 0
-        self._body_begun = self._chunked_out = self._request_sent = self._retried = self._tunnel = False
+        self._body_begun = self._request_sent = self._retried = False
+        self._chunked_out = self._tunnel = self._half_ended = False
         self.deadline = math.inf
         self.done = False
 
@@ -206,6 +178,7 @@ class _Forwarding:
             return
         if self._tunnel:
             link.half_close()
+            self._end_half()
             return
         self._request_sent = True
         link.wait(self._patience())
@@ -320,15 +293,31 @@ class _Forwarding:
     def _patience(self) -> float:
         limits = self._upstream.limits
         if self._tunnel:
-            return limits.tunnel_timeout
+            return limits.idle_timeout if self._half_ended else limits.tunnel_timeout
         waiting = self._request_sent and self._answer is None
         return limits.first_byte_timeout if waiting else limits.idle_timeout
 
     def half_closed(self) -> bool:
         """The origin has said all it will; in a tunnel the shopper may still have something to say."""
-        if self._tunnel:
-            self._exchange.half_close()
-        return self._tunnel and not self._exchange.tls
+        if not self._tunnel:
+            return False
+        self._exchange.half_close()
+        self._end_half()
+        return self._link is not None
+
+    def _end_half(self) -> None:
+        """One side of the tunnel has said all it will; the other gets a while, and then there is an end."""
+        link = self._link
+        if link is None:
+            return
+        if not self._half_ended:
+            self._half_ended = True
+            link.wait(self._patience())
+            return
+        self._link = None
+        link.close()
+        self._exchange.finish()
+        self._report(101, None)
 
     def gone(self) -> None:
         """The shopper has left: whatever the origin still does is for nobody."""
@@ -382,7 +371,7 @@ class _Forwarding:
         link, self._link = self._link, None
         if link is not None:
             link.cut()
-        status = _STATUSES.get(failure, 502)
+        status = failure.status
         if self._answer is not None:
             status = self._answer.status
             self._exchange.cut()

@@ -46,6 +46,13 @@ class Failure(StrEnum):
     GONE = "gone"
     """The client left first."""
 
+    @property
+    def status(self) -> int:
+        """The status that says so."""
+        if self is Failure.BUSY:
+            return 503
+        return 504 if self.value.endswith("_timeout") else 502
+
 
 class Job(Protocol):
     """What wants a connection to the origin."""
