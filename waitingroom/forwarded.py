@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from waitingroom.heads import HOST, Head
+from waitingroom.heads import Head, is_host
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -52,7 +52,7 @@ def client_of(head: Head, peer: str, trusted: tuple[Network, ...], scheme: str =
         address = hop
     if protos and protos[-1] in {b"http", b"https"}:
         scheme = protos[-1].decode()
-    host = hosts[-1] if hosts and HOST.fullmatch(hosts[-1]) else head.host
+    host = hosts[-1] if hosts and is_host(hosts[-1]) else head.host
     return Client(address, scheme, host)
 
 

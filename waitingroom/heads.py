@@ -6,6 +6,7 @@ Chunked bodies are decoded by llhttp with no leniency switched on. Nothing here 
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 import httptools
@@ -19,9 +20,11 @@ _NOTABLE = re.compile(
     rb"\r\n(host|content-length|transfer-encoding|connection|upgrade|expect|cookie|te|trailer|keep-alive"
     rb"|proxy-[^:]*|http2-settings|forwarded|x-forwarded-(?:for|host|proto)|(?:cf-)?waiting-room[^:]*):([^\r]*)"
 )
+_NO_OPTIONS: Final[list[bytes]] = []
+_KEEP_ALIVE: Final = [b"keep-alive"]
 _SINGLE: Final = {b"host", b"content-length", b"transfer-encoding"}
-_LENGTH = re.compile(rb"[0-9]{1,18}")
-HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_MOST_DIGITS: Final = 18
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([/?].*)?", re.IGNORECASE | re.DOTALL)
 
 CRLF2: Final = b"\r\n\r\n"
@@ -52,6 +55,7 @@ class _Fields:
         raw: the whole head, blank line included.
         lower: the same in lower case, for finding things.
         notable: the headers that framing or a proxy has to look at: lower-case name to lower-case value.
+        options: lower-case members of Connection.
     """
 
     __slots__ = ("lower", "notable", "options", "raw")
@@ -60,10 +64,14 @@ class _Fields:
         self.raw = raw
         self.lower = raw.lower()
         found: list[tuple[bytes, bytes]] = _NOTABLE.findall(self.lower)
-        self.notable = dict(found)
-        if len(found) != len(self.notable):
-            self.notable = _merged(found)
-        self.options = self.listed(b"connection")
+        self.notable = notable = dict(found)
+        if len(found) != len(notable):
+            self.notable = notable = _merged(found)
+        connection = notable.get(b"connection")
+        if connection is None or connection == b" keep-alive":
+            self.options = _NO_OPTIONS if connection is None else _KEEP_ALIVE
+        else:
+            self.options = self.listed(b"connection")
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of a header, without surrounding blanks, or None."""
@@ -75,17 +83,18 @@ class _Fields:
 
     def get_all(self, name: bytes) -> list[bytes]:
         """Every value of a header, in order, never folded together."""
-        return [self.raw[start + len(name) + 3 : end].strip(b" \t") for start, end in self.spans(name)]
+        return [self.raw[start + len(name) + 3 : end].strip(b" \t") for start, end, _ in self.cuts(name)]
 
-    def spans(self, name: bytes) -> list[tuple[int, int]]:
-        """Where the lines of a header stand in `raw`, each with the line break before it."""
+    def cuts(self, name: bytes) -> list[tuple[int, int, bytes]]:
+        """Where the lines of a header stand in `raw`, each with the line break before it, as edits."""
         mark = b"\r\n" + name + b":"
+        lower = self.lower
         found = []
-        start = self.lower.find(mark)
+        start = lower.find(mark)
         while start >= 0:
-            end = self.raw.index(b"\r", start + 2)
-            found.append((start, end))
-            start = self.lower.find(mark, end)
+            end = lower.index(b"\r", start + 2)
+            found.append((start, end, b""))
+            start = lower.find(mark, end)
         return found
 
     def listed(self, name: bytes) -> list[bytes]:
@@ -97,8 +106,9 @@ class _Fields:
 
     def _framing(self, minor: int) -> tuple[int | None, bool]:
         """Content-Length and whether the body is chunked; ValueError unless there is one reading only."""
-        coding = self.notable.get(b"transfer-encoding")
-        length = self.notable.get(b"content-length")
+        notable = self.notable
+        coding = notable.get(b"transfer-encoding")
+        length = notable.get(b"content-length")
         # Only spaces are taken off, so that framing never depends on how a reader treats a tab.
         if coding is not None:
             if length is not None or minor == 0:
@@ -109,7 +119,7 @@ class _Fields:
         if length is None:
             return None, False
         length = length.strip(b" ")
-        if _LENGTH.fullmatch(length) is None:
+        if not length.isdigit() or len(length) > _MOST_DIGITS:
             raise ValueError("malformed Content-Length")
         return int(length), False
 
@@ -122,6 +132,12 @@ def _merged(found: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
             value = b"\0" if name in _SINGLE else merged[name] + b"," + value  # noqa: PLW2901 - the joined value
         merged[name] = value
     return merged
+
+
+@lru_cache(maxsize=1024)
+def is_host(host: bytes) -> bool:
+    """Whether this is a host with or without a port, and nothing else."""
+    return _HOST.fullmatch(host) is not None
 
 
 class Head(_Fields):
@@ -137,7 +153,6 @@ class Head(_Fields):
         upgrade: a tunnel is asked for, and may be.
         expects_continue: the client waits for an interim answer before it sends the body.
         keep_alive: the client will send further requests on this connection.
-        options: lower-case members of Connection.
     """
 
     __slots__ = (
@@ -154,7 +169,7 @@ class Head(_Fields):
     )
 
     def __init__(self, raw: bytes, method: bytes, target: bytes, minor: int) -> None:
-        super().__init__(raw)
+        _Fields.__init__(self, raw)  # half the time of super(), on the hottest path
         self.method = method
         self.target = self.path = target
         self.minor = minor
@@ -166,9 +181,10 @@ class Head(_Fields):
         except ValueError as error:
             raise BadRequestError(400, str(error)) from None
         self.host = self._authority()
-        self.keep_alive = minor == 1
+        options = self.options
+        self.keep_alive = minor == 1 or options is _KEEP_ALIVE
         self.upgrade = self.expects_continue = False
-        if options := self.options:
+        if options and options is not _KEEP_ALIVE:
             self.keep_alive = b"close" not in options and (minor == 1 or b"keep-alive" in options)
             self.upgrade = b"upgrade" in options and self._may_upgrade()
         if minor == 1 and b"expect" in notable and self.has_body:
@@ -187,12 +203,12 @@ class Head(_Fields):
             host = b""
         else:
             host = host.strip(b" \t")
-            if HOST.fullmatch(host) is None:
+            if not is_host(host):
                 raise BadRequestError(400, "malformed Host")
         if self.target[:1] == b"/" or (self.target == b"*" and self.method == b"OPTIONS"):
             return host
         match = _ABSOLUTE.fullmatch(self.target)
-        if match is None or HOST.fullmatch(match[1]) is None:
+        if match is None or not is_host(match[1]):
             raise BadRequestError(400, "malformed request target")
         rest = match[2] or b"/"
         self.path = rest if rest[:1] == b"/" else b"/" + rest
@@ -217,7 +233,7 @@ class ResponseHead(_Fields):
     __slots__ = ("chunked", "keep_alive", "length", "minor", "reason", "status")
 
     def __init__(self, raw: bytes, minor: int, status: int, reason: bytes, *, bodyless: bool) -> None:
-        super().__init__(raw)
+        _Fields.__init__(self, raw)
         self.minor = minor
         self.status = status
         self.reason = reason
@@ -229,7 +245,9 @@ class ResponseHead(_Fields):
             self.length, self.chunked = 0, False
         options = self.options
         framed = self.chunked or self.length is not None
-        self.keep_alive = framed and b"close" not in options and (minor == 1 or b"keep-alive" in options)
+        self.keep_alive = framed and (
+            options is _KEEP_ALIVE or (b"close" not in options and (minor == 1 or b"keep-alive" in options))
+        )
 
 
 def parse_head(raw: bytes, most_fields: int = 100) -> Head:

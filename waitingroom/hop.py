@@ -44,17 +44,16 @@ def outbound_head(
         host: replaces Host; None keeps the shopper's.
     """
     edits: list[Edit] = []
-    notable = head.notable
-    if not _OUTBOUND_PLAIN.issuperset(notable):
-        names = notable.keys() - _OUTBOUND_PLAIN
-        if head.chunked:
-            names.discard(b"trailer")
-        edits = _cuts(head, names)
+    for name in head.notable:
+        if name not in _OUTBOUND_PLAIN and not (name == b"trailer" and head.chunked):
+            edits += head.cuts(name)
+    if head.options:
+        edits += _nominated(head)
         if head.upgrade:
             lines += b"Connection: Upgrade\r\nUpgrade: " + b", ".join(head.get_all(b"upgrade")) + b"\r\n"
-        elif b"te" in names and b"trailers" in head.listed(b"te"):
-            lines += b"Connection: TE\r\nTE: trailers\r\n"
-    if strip_cookies and b"cookie" in notable:
+    if b"te" in head.notable and not head.upgrade and b"trailers" in head.listed(b"te"):
+        lines += b"Connection: TE\r\nTE: trailers\r\n"
+    if strip_cookies and b"cookie" in head.notable:
         edits += _cookie_edits(head, strip_cookies)
     if head.path is not head.target or not head.minor or host is not None:
         edits += _readdressed(head, host)
@@ -70,11 +69,11 @@ def inbound_head(head: ResponseHead, lines: bytes = b"", *, chunked: bool = Fals
         chunked: the body will be sent chunked.
     """
     edits: list[Edit] = []
-    if not _INBOUND_PLAIN.issuperset(head.notable):
-        names = {name for name in head.notable if name not in _INBOUND_PLAIN and _ends_here(name)}
-        if chunked:
-            names.discard(b"trailer")
-        edits = _cuts(head, names)
+    for name in head.notable:
+        if name not in _INBOUND_PLAIN and _ends_here(name) and not (name == b"trailer" and chunked):
+            edits += head.cuts(name)
+    if head.options:
+        edits += _nominated(head)
     if not head.minor:
         edits.append((0, 8, b"HTTP/1.1"))
     if chunked:
@@ -100,6 +99,9 @@ def _edited(raw: bytes, edits: list[Edit], end: bytes) -> bytes:
     """The head with the edits made, and `end` instead of its empty line."""
     if not edits:
         return raw[:-2] + end
+    if len(edits) == 1:
+        start, stop, new = edits[0]
+        return raw[:start] + new + raw[stop:-2] + end
     edits.sort()
     pieces: list[bytes] = []
     at = 0
@@ -110,17 +112,18 @@ def _edited(raw: bytes, edits: list[Edit], end: bytes) -> bytes:
     return b"".join(pieces)
 
 
-def _cuts(head: Head | ResponseHead, names: set[bytes]) -> list[Edit]:
-    """Take out the lines of these headers, and of those that Connection names as meant for this hop."""
+def _nominated(head: Head | ResponseHead) -> list[Edit]:
+    """Take out the lines that Connection names as meant for this hop, unless they go anyway."""
+    edits: list[Edit] = []
     for option in head.options:
-        if option not in _KNOWN_OPTIONS and option not in _NEVER_CUT:
-            names.add(option)
-    return [(start, end, b"") for name in names for start, end in head.spans(name)]
+        if option not in _KNOWN_OPTIONS and option not in _NEVER_CUT and option not in head.notable:
+            edits += head.cuts(option)
+    return edits
 
 
 def _cookie_edits(head: Head, prefixes: tuple[bytes, ...]) -> list[Edit]:
     edits = []
-    for start, end in head.spans(b"cookie"):
+    for start, end, _ in head.cuts(b"cookie"):
         pairs = head.raw[start + 9 : end].split(b";")
         kept = [pair for pair in pairs if not pair.lstrip(b" \t").startswith(prefixes)]
         if len(kept) < len(pairs):
@@ -131,4 +134,4 @@ def _cookie_edits(head: Head, prefixes: tuple[bytes, ...]) -> list[Edit]:
 def _readdressed(head: Head, host: bytes | None) -> list[Edit]:
     """The target in origin form, as HTTP/1.1, and the Host that the origin shall see."""
     line = b"%b %b HTTP/1.1\r\nHost: %b" % (head.method, head.path, host or head.host or b"localhost")
-    return [(0, head.raw.index(b"\r"), line), *((start, end, b"") for start, end in head.spans(b"host"))]
+    return [(0, head.raw.index(b"\r"), line), *head.cuts(b"host")]
