@@ -485,7 +485,9 @@ def test_unfit_logo_is_refused_with_the_reason(tmp_path: Path, data: bytes | Non
 
 
 @given(
-    st.lists(st.tuples(st.text(st.characters(exclude_characters="\0")), st.sampled_from("abc"))),
+    st.lists(
+        st.tuples(st.text(st.characters(codec="utf-8", exclude_characters="\0")), st.sampled_from("abc"))
+    ),
     st.integers(0, 70_000),
 )
 def test_gzip_stream_is_the_filled_text(parts: list[tuple[str, str]], size: int) -> None:

@@ -111,6 +111,14 @@ def status_json(status: Status) -> bytes:
     return _encode(_document(status)).encode()
 
 
+_NO_LOTTERY_NO_EVENT = {
+    **dict.fromkeys(("waitTime25Percentile", "waitTime50Percentile", "waitTime75Percentile"), 0),
+    **dict.fromkeys(("isRandomQueue", "isEventActive", "shuffleAtEventStart", "infiniteQueue"), False),
+    **dict.fromkeys(("timeUntilEventStart", "timeUntilEventEnd"), 0),
+    **dict.fromkeys(("timeUntilEventStartFormatted", "timeUntilEventEndFormatted"), "unavailable"),
+}
+
+
 def cloudflare_json(room: Room, status: Status) -> bytes:
     """Write the status document with `cfWaitingRoom` inside: the fields that Cloudflare's JSON answer has."""
     known = status.low is not None and status.high is not None
@@ -122,9 +130,6 @@ def cloudflare_json(room: Room, status: Status) -> bytes:
         "inWaitingRoom": True,
         "waitTimeKnown": known,
         "waitTime": minutes,
-        "waitTime25Percentile": 0,
-        "waitTime50Percentile": 0,
-        "waitTime75Percentile": 0,
         "waitTimeFormatted": f"{minutes} minute{'' if minutes == 1 else 's'}" if known else "unavailable",
         "queueIsFull": status.state is State.FULL,
         "queueAll": room.queue_all or room.paused,
@@ -133,18 +138,11 @@ def cloudflare_json(room: Room, status: Status) -> bytes:
         "refreshIntervalSeconds": 0 if method is Method.REJECT else ceil(status.poll_after),
         "queueingMethod": method,
         "isFIFOQueue": method is Method.FIFO,
-        "isRandomQueue": False,
         "isPassthroughQueue": method is Method.PASSTHROUGH,
         "isRejectQueue": method is Method.REJECT,
-        "isEventActive": False,
         "isEventPrequeueing": status.state is State.PREQUEUE,
-        "timeUntilEventStart": 0,
-        "timeUntilEventStartFormatted": "unavailable",
-        "timeUntilEventEnd": 0,
-        "timeUntilEventEndFormatted": "unavailable",
-        "shuffleAtEventStart": False,
         "turnstile": "",
-        "infiniteQueue": False,
+        **_NO_LOTTERY_NO_EVENT,
     }
     return _encode({**_document(status), "cfWaitingRoom": theirs}).encode()
 
@@ -276,12 +274,12 @@ class Pages:
         Args:
             room: where its look is wanted; None for a plain page.
             trouble: what happened.
-            host: as for `render`, as are `languages` and `accepts_gzip`.
+            host: as for `render`, and so with `languages`, `accepts_gzip` and `target`.
             languages: see `host`.
             accepts_gzip: see `host`.
+            target: see `host`.
             retry_after: seconds after which the page asks again by itself; None for never, which is a must
                 where the request was not a GET.
-            target: as for `render`.
         """
         look = self._looks.get(room.name if room else "") or self._looks[""]
         language = locales.choose(languages, self._languages)
@@ -297,33 +295,21 @@ class Pages:
         return look.templates[key]
 
     def _compile(self, look: _Look, language: locales.Language, variant: str) -> _Template:
-        from markupsafe import Markup  # noqa: PLC0415 - comes with Jinja2, only a gateway that serves pages pays
-
         state, _, retries = variant.partition("+")
         polled = state in _POLLED
-        style = _strip(
-            self._environment.get_template("style.css").render(
-                palette=look.palette,
-                logo=Markup(look.logo),  # noqa: S704 - a data URL of our own making
-            )
-        )
+        style = _strip(self._environment.get_template("style.css").render(look=look))
         texts = {key: language.texts[key] for key in _CLIENT_TEXTS} if polled else {}
         html = self._environment.get_template("page.html").render(
+            look=look,
             language=language,
-            say=language.say,
+            state=state,
             mode="poll" if polled else "reload" if retries else "",
             refreshes=bool(retries) or (polled and state != State.ENDED),
-            state=state,
-            room=look.room.name,
-            path=look.room.path,
-            hold_for=look.room.hold_for,
-            palette=look.palette,
-            logo=look.logo,
             shop=look.room.shop_name or hole("shop"),
             hole=hole,
-            style=Markup(style),  # noqa: S704 - ours but for the palette and the logo, both checked
-            script=Markup(self._script),  # noqa: S704 - ours
-            texts=Markup(_encode(texts).replace("<", "\\u003c")),  # noqa: S704 - cannot end the script element
+            style=style,
+            script=self._script,
+            texts=_encode(texts).replace("<", "\\u003c"),
         )
         headers = _headers(language.tag, style, self._script)
         if polled:
