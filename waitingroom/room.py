@@ -70,7 +70,7 @@ class Room:
     total_active_users: int = setting(500, "Most shoppers inside at one time.", ge=1, le=10_000_000)
     new_users_per_minute: int = setting(600, "Most shoppers who may enter in a minute.", ge=1, le=10_000_000)
     session_duration: float = setting(
-        300.0, "A seat ends after this long without a request.", duration=True, ge=10
+        300.0, "A seat ends after this long without a request.", duration=True, ge=10, le=604800
     )
     disable_session_renewal: bool = setting(
         False, "End a seat this long after entering, however busy its shopper is."
@@ -105,7 +105,9 @@ class Room:
     accent_color: str = setting(
         "#0b57d0", "Colour of buttons and progress on the waiting page.", pattern=r"^#[0-9a-fA-F]{6}$"
     )
-    epoch: int = setting(1, "Generation of the room; raising it voids every ticket and pass.", ge=1)
+    epoch: int = setting(
+        1, "Generation of the room; raising it voids every ticket and pass.", ge=1, le=1_000_000_000
+    )
     version: int = 0
 
 

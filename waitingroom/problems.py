@@ -1,0 +1,79 @@
+"""What the private listener answers when it cannot do what was asked: problem documents by RFC 9457.
+
+Each says what is wrong and what to do about it. Bad input never becomes a 500.
+"""
+
+import difflib
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from aiohttp import hdrs, web
+
+from waitingroom.config import ConfigError
+from waitingroom.store import StoreUnavailableError, UnknownRoomError
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class ProblemError(Exception):
+    """An answer other than the one hoped for; `more` are members of the document besides the usual ones."""
+
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str,
+        remedy: str,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(title)
+        self._status, self._headers = status, headers
+        self._document = {"status": status, "title": title, "detail": detail, "remedy": remedy} | more
+
+    def response(self) -> web.Response:
+        """The answer itself."""
+        return web.json_response(
+            self._document,
+            status=self._status,
+            headers=self._headers,
+            content_type="application/problem+json",
+        )
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns what was raised further in into a problem document."""
+    try:
+        return await handler(request)
+    except ProblemError as problem:
+        return problem.response()
+    except ConfigError as error:
+        setting = error.where.split()[-1]
+        return refused(setting, error.what, error.remedy).response()
+    except (StoreUnavailableError, UnknownRoomError) as error:
+        return _store_away(error).response()
+    except web.HTTPException as error:
+        headers = {"Allow": error.headers[hdrs.ALLOW]} if hdrs.ALLOW in error.headers else None
+        remedy = "docs/cli.md lists what there is."
+        return ProblemError(error.status, error.reason, f"{error.reason}.", remedy, headers).response()
+
+
+def refused(setting: str, what: str, remedy: str) -> ProblemError:
+    """The request is understood, and cannot stand because of one of its fields."""
+    return ProblemError(422, "The request was refused", f"{setting}: {what}", remedy, setting=setting)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The name that was probably meant, or all that there are."""
+    known = sorted(names)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}." if known else ""
+
+
+def _store_away(error: StoreUnavailableError | UnknownRoomError) -> ProblemError:
+    remedy = "Try again in a moment; if it stays, see to the store. Shoppers inside notice nothing."
+    title, detail = "The store is out of reach", "Whether anything was changed is not certain."
+    if isinstance(error, UnknownRoomError):
+        title, detail = "The store has lost the room", "The gateway hands it in again within a second."
+    return ProblemError(503, title, detail, remedy, {"Retry-After": "2"})
