@@ -379,10 +379,17 @@ async def test_a_failing_handler_costs_one_request(caplog: pytest.LogCaptureFixt
     def fail(exchange: Exchange) -> None:
         raise RuntimeError(exchange.head.path)
 
+    def answer_and_fail(exchange: Exchange) -> None:
+        hello(exchange)
+        fail(exchange)
+
     async with listening(fail) as (port, _), dial(port) as client:
         await client.send(get())
         assert (await client.rest()).startswith(b"HTTP/1.1 500 ")
-    assert "could not be handled" in caplog.text
+    async with listening(answer_and_fail) as (port, _), dial(port) as client:
+        await client.send(get())
+        assert b"500" not in await client.rest()
+    assert caplog.text.count("could not be handled") == 2
 
 
 TIGHT = Limits(head_bytes=1000, head_fields=5, head_timeout=0.2, keepalive_timeout=0.3, body_idle_timeout=0.2)

@@ -312,6 +312,30 @@ def test_cookies_of_ours_alone_leave_no_empty_line() -> None:
     assert outbound_head(head, strip_cookies=(b"wr-",)) == get("/", "Cookie: x=y")
 
 
+async def test_a_slow_shopper_leaves_a_sound_connection_behind() -> None:
+    """Once a large answer is taken at last, the connection that brought it serves the next request."""
+    size = 3 * MEBIBYTE
+    big = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"a" * size
+    limits = Limits(high_water=1000, low_water=100)
+    async with storefront(big) as shop, gate(shop.url, limits=limits) as front, dial(front.port) as client:
+        for _ in range(5):
+            await client.send(get())
+            assert len((await client.answer())[1]) == size
+        assert shop.opened == 1
+        assert [outcome.sent for outcome in front.outcomes] == [size] * 5
+
+
+async def test_a_shopper_who_takes_nothing_is_cut() -> None:
+    """An answer that nobody reads does not hold memory or the origin for ever."""
+    size = 30 * MEBIBYTE
+    big = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"a" * size
+    limits = Limits(body_idle_timeout=0.2)
+    async with storefront(big) as shop, gate(shop.url, limits=limits) as front, dial(front.port) as client:
+        await client.send(get())
+        await eventually(lambda: shop.closed == 1)
+        assert front.outcomes[0].failure is Failure.GONE
+
+
 async def test_a_shopper_who_leaves_is_not_worked_for() -> None:
     """The origin sees its connection end, before the answer and in the middle of it."""
 

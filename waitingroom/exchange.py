@@ -72,28 +72,16 @@ class Exchange:
         on_gone: called, if set, when the client leaves before its answer is complete.
     """
 
-    __slots__ = (
-        "_channel",
-        "_keep",
-        "gone",
-        "head",
-        "on_gone",
-        "peer",
-        "pulling",
-        "relay",
-        "scheme",
-        "started",
-    )
+    relay: Relay | None = None
+    on_gone: Callable[[], None] | None = None
+    gone = started = pulling = False
+    _keep = True
 
     def __init__(self, head: Head, channel: Channel) -> None:
         self.head = head
         self.peer = channel.peer
         self.scheme = channel.scheme
         self._channel: Channel | None = channel
-        self._keep = True
-        self.relay: Relay | None = None
-        self.on_gone: Callable[[], None] | None = None
-        self.gone = self.started = self.pulling = False
 
     @property
     def tls(self) -> bool:

@@ -31,6 +31,9 @@ from waitingroom.heads import (
 
 __all__ = ["Client", "Connection", "Exchange", "Handler", "Head", "Limits", "Listener", "Relay", "client_of"]
 
+_LINGER = 2.0
+"""Seconds in which a client may still read the last answer."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -97,39 +100,27 @@ class Listener:
 class Connection(asyncio.Protocol):
     """One client's connection: it waits for a head, or serves one exchange, or lingers to close."""
 
-    __slots__ = (
-        "_body",
-        "_buffer",
-        "_choked",
-        "_exchange",
-        "_in_loop",
-        "_lingering",
-        "_listener",
-        "_paused",
-        "_time",
-        "_transport",
-        "_tunnel",
-        "deadline",
-        "peer",
-        "scheme",
-    )
+    deadline = math.inf
+    peer = ""
+    scheme = "http"
+    _transport: asyncio.Transport
+    _exchange: Exchange | None = None
+    _body: Body | None = None
+    _buffer = b""
+    _choked = _in_loop = _lingering = _paused = _tunnel = False
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._time = asyncio.get_running_loop().time
-        self._transport: asyncio.Transport
-        self._exchange: Exchange | None = None
-        self._body: Body | None = None
-        self._buffer = b""
-        self._choked = self._in_loop = self._lingering = self._paused = self._tunnel = False
-        self.deadline = math.inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
         peer = transport.get_extra_info("peername")
-        self.peer: str = peer[0] if isinstance(peer, tuple) else ""
-        self.scheme = "http" if transport.get_extra_info("sslcontext") is None else "https"
+        if isinstance(peer, tuple):
+            self.peer = peer[0]
+        if transport.get_extra_info("sslcontext") is not None:
+            self.scheme = "https"
         limits = self._listener.limits
         transport.set_write_buffer_limits(limits.high_water, limits.low_water)
         full = self._listener.connections >= limits.connections
@@ -240,7 +231,10 @@ class Connection(asyncio.Protocol):
             self._listener.handler.handle(exchange)
         except Exception:  # noqa: BLE001 - a bug in the handler must cost one request, not the gateway
             _log.exception("a request could not be handled")
-            self._refuse(500, "the request could not be handled")
+            if exchange.started:
+                self.cut()
+            else:
+                self._refuse(500, "the request could not be handled")
 
     def _pump(self) -> None:
         """Hand on what the buffer holds of the request's body, or of the tunnel."""
@@ -311,8 +305,9 @@ class Connection(asyncio.Protocol):
         return client_of(head, self.peer, self._listener.trusted, self.scheme)
 
     def write(self, data: bytes) -> None:
-        """Send bytes of an answer."""
-        self._transport.write(data)
+        """Send bytes of an answer, unless the client is known to be gone."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def persists(self, head: Head) -> bool:
         """Whether another request may follow the one with this head."""
@@ -358,7 +353,7 @@ class Connection(asyncio.Protocol):
             self.cut()
             return
         text = f"{status} {HTTPStatus(status).phrase}: {reason}\n".encode()
-        self._transport.write(
+        self.write(
             b"HTTP/1.1 %d %b\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
             b"Connection: close\r\n\r\n%b" % (status, REASONS[status], len(text), text)
         )
@@ -367,6 +362,7 @@ class Connection(asyncio.Protocol):
     def _close(self) -> None:
         if self._body is None and not self._buffer:
             self._lingering = True
+            self._wait(self._listener.limits.body_idle_timeout)
             self._transport.close()
         else:
             self._linger()
@@ -376,18 +372,18 @@ class Connection(asyncio.Protocol):
         self._lingering = True
         self._buffer = b""
         self.resume()
-        self._wait(2.0)
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
+        self._wait(_LINGER)
+        if self._listener.connections > self._listener.limits.connections:
             self._transport.close()
+        else:
+            self.half_close()
 
     def half_close(self) -> None:
-        """The other end of a tunnel has said all it will."""
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
+        """Tell the client that nothing more will come, over TLS by closing."""
+        if not self._transport.can_write_eof():
             self._transport.close()
+        elif not self._transport.is_closing():
+            self._transport.write_eof()
 
     def retire(self) -> None:
         """Close as soon as nothing is under way."""

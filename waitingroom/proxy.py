@@ -6,9 +6,8 @@
 import math
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
-from typing import Final
+from typing import Final, NamedTuple
 
 import httptools
 
@@ -32,8 +31,7 @@ __all__ = ["Failure", "OriginLimits", "Outcome", "Upstream", "inbound_head", "ou
 _IDEMPOTENT: Final = {b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"}
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a forwarded request ended.
 
     Attributes:
@@ -124,6 +122,18 @@ def _plain_error(exchange: Exchange, status: int, reason: str) -> None:
 class _Forwarding:
     """One exchange on its way through one link: its relay on the shopper's side, its job on the origin's."""
 
+    deadline = math.inf
+    done = False
+    _link: Link | None = None
+    _answer: ResponseHead | None = None
+    _reader: Body | None = None
+    _latency: float | None = None
+    _buffer = b""
+    _begun = 0.0
+    _sent = 0
+    _body_begun = _request_sent = _retried = False
+    _chunked_out = _tunnel = _half_ended = False
+
     def __init__(
         self,
         upstream: Upstream,
@@ -137,17 +147,6 @@ class _Forwarding:
         self._raw = raw
         self._on_head = on_head
         self._on_done = on_done
-        self._link: Link | None = None
-        self._answer: ResponseHead | None = None
-        self._reader: Body | None = None
-        self._latency: float | None = None
-        self._buffer = b""
-        self._begun = 0.0
-        self._sent = 0
-        self._body_begun = self._request_sent = self._retried = False
-        self._chunked_out = self._tunnel = self._half_ended = False
-        self.deadline = math.inf
-        self.done = False
 
     def begin(self, link: Link) -> None:
         """Send the head, then ask for the body."""

@@ -93,14 +93,14 @@ class Link(asyncio.Protocol):
         deadline: when silence becomes a failure.
     """
 
-    __slots__ = ("_job", "_pool", "_time", "_transport", "deadline", "reused")
+    __slots__ = ("_job", "_paused", "_pool", "_time", "_transport", "deadline", "reused")
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
         self._time = asyncio.get_running_loop().time
         self._transport: asyncio.Transport
         self._job: Job | None = None
-        self.reused = False
+        self.reused = self._paused = False
         self.deadline = math.inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -152,24 +152,27 @@ class Link(asyncio.Protocol):
         job.begin(self)
 
     def write(self, data: bytes) -> None:
-        """Send to the origin."""
-        self._transport.write(data)
+        """Send to the origin, unless it is known to be gone; then `lost` is on its way to the job."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def half_close(self) -> None:
         """Nothing more will be sent."""
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
+        if not self._transport.can_write_eof():
             self._transport.close()
+        elif not self._transport.is_closing():
+            self._transport.write_eof()
 
     def pause(self) -> None:
         """Read no more for now; waiting is not the origin's fault then."""
         self.deadline = math.inf
+        self._paused = True
         self._transport.pause_reading()
 
     def resume(self, timeout: float) -> None:
         """Read on."""
         self.wait(timeout)
+        self._paused = False
         self._transport.resume_reading()
 
     def wait(self, timeout: float) -> None:
@@ -182,6 +185,9 @@ class Link(asyncio.Protocol):
         self.reused = True
         if self._transport.is_closing():
             return
+        if self._paused:
+            # The end of an answer may come while its shopper is slow to take it.
+            self.resume(0)
         self._pool.rest(self)
 
     def close(self) -> None:
