@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from waitingroom import branding, locales
 from waitingroom.pages import (
-    Answer,
+    Form,
     Page,
     Pages,
     Trouble,
@@ -219,33 +219,33 @@ HTML = b"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
 
 @pytest.mark.parametrize(
-    ("method", "accept", "dest", "mode", "purpose", "answer"),
+    ("method", "accept", "dest", "mode", "purpose", "form"),
     [
-        (b"GET", HTML, b"document", b"navigate", b"", Answer.PAGE),
-        (b"HEAD", HTML, b"", b"", b"", Answer.PAGE),
-        (b"GET", HTML, b"", b"", b"", Answer.PAGE),
-        (b"GET", HTML, b"iframe", b"navigate", b"", Answer.PAGE),
-        (b"GET", b"application/json", b"", b"", b"", Answer.JSON),
-        (b"GET", b"application/json, text/plain, */*", b"empty", b"cors", b"", Answer.JSON),
-        (b"GET", b"*/*", b"empty", b"cors", b"", Answer.PROBLEM),
-        (b"GET", HTML, b"empty", b"same-origin", b"", Answer.PROBLEM),
-        (b"GET", b"image/avif,*/*;q=0.8", b"image", b"no-cors", b"", Answer.PROBLEM),
-        (b"GET", b"*/*", b"script", b"no-cors", b"", Answer.PROBLEM),
-        (b"GET", b"*/*", b"", b"", b"", Answer.PROBLEM),
-        (b"GET", b"", b"", b"", b"", Answer.PROBLEM),
-        (b"GET", HTML, b"embed", b"navigate", b"", Answer.PROBLEM),
-        (b"GET", HTML, b"document", b"navigate", b"prefetch;prerender", Answer.PROBLEM),
-        (b"POST", HTML, b"document", b"navigate", b"", Answer.FORM),
-        (b"POST", HTML, b"", b"", b"", Answer.FORM),
-        (b"POST", b"application/json", b"empty", b"cors", b"", Answer.PROBLEM),
-        (b"DELETE", b"*/*", b"", b"", b"", Answer.PROBLEM),
+        (b"GET", HTML, b"document", b"navigate", b"", Form.PAGE),
+        (b"HEAD", HTML, b"", b"", b"", Form.PAGE),
+        (b"GET", HTML, b"", b"", b"", Form.PAGE),
+        (b"GET", HTML, b"iframe", b"navigate", b"", Form.PAGE),
+        (b"GET", b"application/json", b"", b"", b"", Form.JSON),
+        (b"GET", b"application/json, text/plain, */*", b"empty", b"cors", b"", Form.JSON),
+        (b"GET", b"*/*", b"empty", b"cors", b"", Form.PROBLEM),
+        (b"GET", HTML, b"empty", b"same-origin", b"", Form.PROBLEM),
+        (b"GET", b"image/avif,*/*;q=0.8", b"image", b"no-cors", b"", Form.PROBLEM),
+        (b"GET", b"*/*", b"script", b"no-cors", b"", Form.PROBLEM),
+        (b"GET", b"*/*", b"", b"", b"", Form.PROBLEM),
+        (b"GET", b"", b"", b"", b"", Form.PROBLEM),
+        (b"GET", HTML, b"embed", b"navigate", b"", Form.PROBLEM),
+        (b"GET", HTML, b"document", b"navigate", b"prefetch;prerender", Form.PROBLEM),
+        (b"POST", HTML, b"document", b"navigate", b"", Form.FORM),
+        (b"POST", HTML, b"", b"", b"", Form.FORM),
+        (b"POST", b"application/json", b"empty", b"cors", b"", Form.PROBLEM),
+        (b"DELETE", b"*/*", b"", b"", b"", Form.PROBLEM),
     ],
 )
 def test_answer_fits_what_was_asked_for(
-    method: bytes, accept: bytes, dest: bytes, mode: bytes, purpose: bytes, answer: Answer
+    method: bytes, accept: bytes, dest: bytes, mode: bytes, purpose: bytes, form: Form
 ) -> None:
     """A navigation gets a page, an app the document, an asset or call a problem, a sent form its own page."""
-    assert negotiate(method, accept, dest=dest, mode=mode, purpose=purpose) is answer
+    assert negotiate(method, accept, dest=dest, mode=mode, purpose=purpose) is form
 
 
 def test_status_document_has_the_agreed_fields() -> None:

@@ -1,12 +1,22 @@
 """How a visitor is told: one request on its way, and the forms in which the gateway itself answers it."""
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from waitingroom.exchange import Exchange
 from waitingroom.logs import Served, Verdict
-from waitingroom.pages import Answer as Form
-from waitingroom.pages import Page, Pages, Trouble, cloudflare_json, negotiate, problem_json, status_json
+from waitingroom.pages import (
+    Form,
+    Page,
+    Pages,
+    Trouble,
+    cloudflare_json,
+    negotiate,
+    problem_json,
+    status_json,
+)
 from waitingroom.room import Room, Status
 from waitingroom.telemetry import NO_ROOM, Telemetry
 from waitingroom.visit import OURS, host_of, plain_path
@@ -57,22 +67,29 @@ class Visit:
         )
 
     @property
+    def target(self) -> str:
+        """Path and query, as they were asked for."""
+        return self.exchange.head.path.decode("latin-1")
+
+    @property
     def ours(self) -> str | None:
         """What is asked for under our own paths, None if the storefront is."""
-        return self.path.removeprefix(OURS) if self.path.startswith(OURS) else None
+        return self.path[len(OURS) :] if f"{self.path}/".startswith(OURS) else None
 
 
 class Answers:
-    """Says things to visitors, and notes every request that has been answered."""
+    """Says things to visitors, and notes every request that has been answered; `wall` is Unix time."""
 
-    def __init__(self, pages: Pages, telemetry: Telemetry) -> None:
+    def __init__(self, pages: Pages, telemetry: Telemetry, wall: Callable[[], float]) -> None:
         self._pages = pages
         self._telemetry = telemetry
+        self._wall = wall
         self._loop = asyncio.get_running_loop()
 
     def tell(self, visit: Visit, status: Status, form: Form, cookie: bytes = b"") -> None:
         """Tell a visitor that they have to wait, and where they stand, in the form that they can read."""
         room = visit.desk.room
+        status = replace(status, updated=self._wall())
         if form is Form.PAGE:
             page = self._pages.render(
                 room,
@@ -81,6 +98,7 @@ class Answers:
                 languages=visit.exchange.head.get(b"accept-language") or b"",
                 accepts_gzip=_accepts_gzip(visit),
                 again=f"{OURS}here?room={room.name}&anew=1",
+                target=visit.target,
             )
             self.respond(visit, "waiting_page", room.queueing_status_code, _lines(page, cookie), page.body)
         elif form is Form.JSON:
@@ -97,6 +115,7 @@ class Answers:
 
     def document(self, visit: Visit, verdict: Verdict, status: Status, cookie: bytes = b"") -> None:
         """Answer with the bare status document."""
+        status = replace(status, updated=self._wall())
         self.respond(visit, verdict, 200, _told(status, b"application/json") + cookie, status_json(status))
 
     def failed(self, visit: Visit, status: int, reason: str, room: Room | None) -> None:
@@ -120,6 +139,7 @@ class Answers:
             accepts_gzip=_accepts_gzip(visit),
             # Only what may be asked for twice is asked for again.
             retry_after=5 if head.method == b"GET" else None,
+            target=visit.target,
         )
 
     def nowhere(self, visit: Visit) -> None:

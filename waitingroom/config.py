@@ -16,6 +16,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from waitingroom.branding import logo_url, palette
 from waitingroom.room import Method, Room, setting
 
 if TYPE_CHECKING:
@@ -382,5 +383,12 @@ def _check_room(room: Room, source: _Source) -> None:
         raise ConfigError(
             where, "must be bare lower-case host names.", "Write shop.example, without scheme or port."
         )
+    for setting_name, check in (("accent_color", palette), ("shop_logo", logo_url)):
+        value = getattr(room, setting_name)
+        try:
+            if value:
+                check(value)
+        except ValueError as error:
+            raise ConfigError(source.where(f"room {room.name}", setting_name), f"{error}.") from None
     if room.claim_window > room.hold_for:
         raise ConfigError(source.where(f"room {room.name}", "claim_window"), "is longer than hold_for.")

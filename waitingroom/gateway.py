@@ -12,12 +12,14 @@ from functools import partial
 from http import HTTPStatus
 from typing import Final
 
+import structlog
+
 from waitingroom.answers import PLAIN, Answers, Visit
 from waitingroom.desk import Desk
 from waitingroom.exchange import Exchange
 from waitingroom.heads import ResponseHead
 from waitingroom.logs import Verdict
-from waitingroom.pages import Answer as Form
+from waitingroom.pages import Form
 from waitingroom.proxy import Failure, Outcome, Upstream
 from waitingroom.room import Answer, Entry, Knock, Method, State, bypasses, match_room
 from waitingroom.store import Store, StoreUnavailableError, UnknownRoomError
@@ -27,11 +29,14 @@ from waitingroom.visit import (
     STRIPPED,
     cookies,
     host_of,
+    kept_by_all,
     query_value,
     return_path,
     same_origin,
     set_cookie,
 )
+
+_log = structlog.get_logger()
 
 MOST_VERIFIED = 65_536
 """Tokens whose verification is remembered."""
@@ -102,12 +107,14 @@ class Gateway:
             self._answers.nowhere(visit)
             return
         visit.desk = desk
-        if self._goes_round(visit):
-            self._forward(visit, "bypassed")
-            return
         self._recognise(visit)
         if visit.ours is not None:
             self._own.get(visit.ours, self._unknown)(visit)
+        elif visit.token is not None and desk.holds(visit.token, visit.started):
+            desk.touch(visit.token)
+            self._forward(visit, "forwarded")
+        elif self._goes_round(visit):
+            self._forward(visit, "bypassed")
         else:
             self._decide(visit)
 
@@ -123,40 +130,38 @@ class Gateway:
 
     def _goes_round(self, visit: Visit) -> bool:
         room = visit.desk.room
-        if visit.ours is not None:
-            return False
-        if room.suspended or room.queueing_method is Method.PASSTHROUGH:
-            return True
         # Only a path that cannot be read in two ways may go round the queue.
-        plain = visit.exchange.head.path.partition(b"?")[0].decode("latin-1") == visit.path
-        return bool(room.bypass_paths) and plain and bypasses(room, visit.path)
+        plain = visit.exchange.head.path.partition(b"?")[0] == visit.path.encode()
+        return visit.desk.off or (plain and bypasses(room, visit.path))
 
     def _recognise(self, visit: Visit) -> None:
-        """Take the token from the room's cookie. One that does not verify is none, and is counted."""
-        room = visit.desk.room.name
-        for name, value in cookies(visit.exchange.head, cookie_names(room)):
-            token = self._verified.get((room, value))
-            if token is None:
-                try:
-                    token = self._keyring.verify(value, room)
-                except InvalidTokenError as error:
-                    self._telemetry.ticket_rejected(error.reason)
-                    continue
-                if len(self._verified) >= MOST_VERIFIED:
-                    self._verified.clear()
-                self._verified[room, value] = token
-            visit.token, visit.cookie = token, name
-            return
+        """Take the token from the room's cookie. One that proves nothing is none, and is counted."""
+        desk = visit.desk
+        for name, value in cookies(visit.exchange.head, cookie_names(desk.room.name)):
+            try:
+                token = self._verify(desk.room.name, value)
+            except InvalidTokenError as error:
+                self._telemetry.ticket_rejected(error.reason)
+                continue
+            reason = desk.refusal(token, visit.started)
+            if reason is None:
+                visit.token, visit.cookie = token, name
+                return
+            self._telemetry.ticket_rejected(reason)
+
+    def _verify(self, room: str, value: bytes) -> Token:
+        token = self._verified.get((room, value))
+        if token is None:
+            token = self._keyring.verify(value, room)
+            if len(self._verified) >= MOST_VERIFIED:
+                self._verified.clear()
+            self._verified[room, value] = token
+        return token
 
     def _decide(self, visit: Visit) -> None:
-        desk, token, now = visit.desk, visit.token, visit.started
-        if token is not None and desk.holds(token, now):
-            desk.touch(token)
-            self._forward(visit, "forwarded")
-            return
-        form = visit.form
-        if token is None or not desk.honours(token, now):
-            visit.token = None
+        """Who has no seat that we know of walks in, claims one, or is told to wait."""
+        desk, token, form, now = visit.desk, visit.token, visit.form, visit.started
+        if token is None:
             if form in _JOINING or desk.open:
                 self._knock(visit, Knock(secrets.token_urlsafe(16), wait=form in _JOINING))
             else:
@@ -165,11 +170,11 @@ class Gateway:
             # The lease may well live on: other gateways, or later requests, have prolonged it.
             self._knock_again(visit, token, wait=form in _JOINING)
         elif form not in _JOINING:
-            self._answers.tell(visit, desk.poll(token.number, now, self._jitter()), form)
-        elif desk.called(token.number):
+            self._answers.tell(visit, desk.poll(token, now, self._jitter()), form)
+        elif desk.called(token.number, now):
             self._knock_again(visit, token, join=False)
         else:
-            status = desk.visit(token.number, now, self._jitter())
+            status = desk.visit(token, now, self._jitter())
             self._answers.tell(visit, status, form, self._reissued(visit))
 
     def _knock_again(self, visit: Visit, token: Token, *, join: bool = True, wait: bool = True) -> None:
@@ -180,20 +185,28 @@ class Gateway:
         answered.add_done_callback(partial(self._answered, visit, knock))
 
     def _answered(self, visit: Visit, knock: Knock, future: "asyncio.Future[Answer]") -> None:
-        desk = visit.desk
         try:
-            answer = future.result()
+            self._heed(visit, knock, future.result())
         except (StoreUnavailableError, UnknownRoomError):
             self._without_store(visit)
-            return
+        except Exception:  # noqa: BLE001 - see below
+            # No caller is left who could answer.
+            _log.exception("knock_failed", room=visit.desk.room.name)
+            visit.exchange.respond(500, PLAIN, b"500 the request could not be handled\n")
+
+    def _heed(self, visit: Visit, knock: Knock, answer: Answer) -> None:
+        desk = visit.desk
         if answer.entry in (Entry.INSIDE, Entry.TRIAL):
             self._enter(visit, knock, answer)
             return
         cookie = self._reissued(visit)
         if answer.entry is Entry.WAIT:
-            status = desk.look(answer.number, self._loop.time(), self._jitter())
             if visit.token is None or visit.token.use is Use.PASS or answer.number != knock.number:
-                cookie = self._ticket(visit, knock.visitor, answer)
+                visit.token = self._ticket(visit, knock.visitor, answer)
+                cookie = self._cookie(visit, visit.token)
+            told = (self._loop.time(), self._jitter())
+            back = answer.number == knock.number
+            status = desk.visit(visit.token, *told) if back else desk.look(answer.number, *told)
         elif answer.entry is Entry.MOMENT:
             wait = max(1.0, answer.until / 1000)
             status = desk.say(State.YOUR_TURN, poll_after=wait, until=desk.room.claim_window)
@@ -207,24 +220,26 @@ class Gateway:
     def _enter(self, visit: Visit, knock: Knock, answer: Answer) -> None:
         """Mint a pass up to the end of the lease that the store has acknowledged, and no further."""
         visit.token = self._minted(visit, Use.PASS, knock.visitor, answer.number, answer.epoch, answer.until)
+        visit.desk.enter(visit.token)
         self._forward(visit, "claimed" if knock.number else "forwarded", self._cookie(visit, visit.token))
 
     def _without_store(self, visit: Visit) -> None:
         """Whoever was inside stays inside; everybody else is told that nothing is lost."""
-        if visit.token is not None and visit.token.use is Use.PASS:
+        desk, token = visit.desk, visit.token
+        if token is not None and token.use is Use.PASS and desk.lived(token):
+            desk.touch(token)
             self._forward(visit, "forwarded")
         else:
-            self._answers.tell(visit, visit.desk.say(State.UNAVAILABLE, poll_after=5.0), visit.form)
+            self._answers.tell(visit, desk.say(State.UNAVAILABLE, poll_after=5.0), visit.form)
 
     def _minted(self, visit: Visit, use: Use, visitor: str, number: int, epoch: int, end: int) -> Token:
         wall = self._wall()
         lasts = max(0.0, (end - visit.desk.clock(self._loop.time())) / 1000)
         return Token(use, visit.desk.room.name, visitor, number, epoch, end, int(wall), int(wall + lasts))
 
-    def _ticket(self, visit: Visit, visitor: str, answer: Answer) -> bytes:
+    def _ticket(self, visit: Visit, visitor: str, answer: Answer) -> Token:
         end = visit.desk.clock(self._loop.time()) + int(visit.desk.room.hold_for * 1000)
-        ticket = self._minted(visit, Use.TICKET, visitor, answer.number, answer.epoch, end)
-        return self._cookie(visit, ticket)
+        return self._minted(visit, Use.TICKET, visitor, answer.number, answer.epoch, end)
 
     def _cookie(self, visit: Visit, token: Token) -> bytes:
         # The cookie outlives a pass: past its end the pass still says which lease may be renewed.
@@ -251,17 +266,20 @@ class Gateway:
     def _on_head(self, visit: Visit, token: Token, cookie: bytes, head: ResponseHead) -> bytes:
         """Header lines for the shopper: a new pass, or none at all once the origin has ended the seat."""
         desk = visit.desk
-        if any(b"revoke" in (head.get(name) or b"").lower() for name in COMMANDS if name in head.notable):
+        commands = b",".join(head.notable.get(name, b"") for name in COMMANDS)
+        if b"revoke" in commands and token.use is Use.PASS:
             desk.leave(token, self._loop.time())
             return set_cookie(desk.room, visit.client.scheme, "", 0)
+        # What a shared cache may keep must not carry somebody's pass: a first one makes the answer private,
+        # a later one waits for an answer that is.
+        shared = kept_by_all(head)
         if cookie:
-            return cookie
+            return cookie + b"Cache-Control: private\r\n" if shared else cookie
+        if shared:
+            return b""
         end = desk.renewed(token)
         if end is None:
             return self._reissued(visit)
-        # What a shared cache may keep must not carry somebody's pass.
-        if b"public" in (head.get(b"cache-control") or b"").lower():
-            return b""
         return self._cookie(
             visit, self._minted(visit, Use.PASS, token.visitor, token.number, token.epoch, end)
         )
@@ -286,13 +304,13 @@ class Gateway:
 
     def _status(self, visit: Visit) -> None:
         """The status document. Asking never joins, and never claims."""
-        desk, token, now = visit.desk, visit.token, visit.started
-        if token is None or not (desk.holds(token, now) or desk.honours(token, now)):
-            status = desk.say(State.ENDED, poll_after=60.0)
-        elif token.use is Use.PASS:
+        desk, token = visit.desk, visit.token
+        if desk.off or (token is not None and token.use is Use.PASS):
             status = desk.say(State.INSIDE)
+        elif token is None:
+            status = desk.say(State.ENDED, poll_after=60.0)
         else:
-            status = desk.poll(token.number, now, self._jitter(), _shown(visit))
+            status = desk.poll(token, visit.started, self._jitter(), _shown(visit))
         self._answers.document(visit, "status_poll", status)
 
     def _here(self, visit: Visit) -> None:
@@ -300,11 +318,12 @@ class Gateway:
         desk, token, head = visit.desk, visit.token, visit.exchange.head
         back = return_path(head, visit.client.host, desk.room.path)
         lines = b"Location: %b\r\nCache-Control: no-store\r\n" % back
-        kept = token is not None and (desk.holds(token, visit.started) or desk.honours(token, visit.started))
-        if not kept or query_value(head.target, b"anew"):
+        # A link on somebody else's page must not cost a place.
+        anew = query_value(head.target, b"anew") and same_origin(head, visit.client.host)
+        if token is None or anew:
             lines += set_cookie(desk.room, visit.client.scheme, "", 0)
-        elif token is not None and token.use is Use.TICKET:
-            desk.visit(token.number, visit.started, 0.0)
+        elif token.use is Use.TICKET:
+            desk.visit(token, visit.started, 0.0)
         self._answers.respond(visit, "answered", 303, lines)
 
     def _leave(self, visit: Visit) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
-class Answer(StrEnum):
+class Form(StrEnum):
     """The form in which somebody who has to wait is told so."""
 
     PAGE = "page"
@@ -56,7 +56,7 @@ class Page:
 
 def negotiate(
     method: bytes, accept: bytes, *, dest: bytes = b"", mode: bytes = b"", purpose: bytes = b""
-) -> Answer:
+) -> Form:
     """Decide in which form a request that has to wait is answered.
 
     Only `PAGE` and `JSON` are worth a place in line. `FORM` is a form that a browser sends: its sender sees
@@ -72,12 +72,12 @@ def negotiate(
     wants_html = b"text/html" in accept or b"application/xhtml+xml" in accept
     navigates = mode == b"navigate" if mode else wants_html
     if b"prefetch" in purpose or (navigates and dest not in (b"", b"document", b"iframe", b"frame")):
-        return Answer.PROBLEM
+        return Form.PROBLEM
     if method not in (b"GET", b"HEAD"):
-        return Answer.FORM if navigates else Answer.PROBLEM
+        return Form.FORM if navigates else Form.PROBLEM
     if b"application/json" in accept and not wants_html:
-        return Answer.JSON
-    return Answer.PAGE if navigates else Answer.PROBLEM
+        return Form.JSON
+    return Form.PAGE if navigates else Form.PROBLEM
 
 
 def _document(status: Status) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Room:
     message: str = setting("", "A sentence of the shop's own on the waiting page.", max_length=500)
     shop_name: str = setting("", "Name of the shop on the waiting page; empty: the host.", max_length=80)
     shop_logo: str = setting(
-        "", "File with the shop's logo (SVG, PNG or WebP, at most 8 kB), put into the page."
+        "", "File with the shop's logo (SVG, PNG or WebP, at most 6 kB), put into the page."
     )
     accent_color: str = setting(
         "#0b57d0", "Colour of buttons and progress on the waiting page.", pattern=r"^#[0-9a-fA-F]{6}$"
