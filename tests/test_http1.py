@@ -1,6 +1,4 @@
 import asyncio
-import ssl
-import subprocess
 from ipaddress import ip_network
 from pathlib import Path
 from random import Random
@@ -12,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import eventually
-from tests.wire import dial, get, listening, post
+from tests.wire import dial, get, listening, post, tls_contexts
 from waitingroom.exchange import Exchange, header_lines
 from waitingroom.forwarded import client_of, forwarding_lines
 from waitingroom.heads import BadRequestError, Chunked, parse_head
@@ -470,35 +468,13 @@ async def test_headers_cannot_be_split() -> None:
     assert header_lines([("A", "b"), ("C", "ä")]) == b"A: b\r\nC: \xe4\r\n"
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate with its key in one file."""
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    )
-    made = subprocess.run([*command.split(), "-keyout", "-", "-out", "-"], capture_output=True, check=True)
-    path.write_bytes(made.stdout)
-    return path
-
-
-@pytest.fixture
-def contexts(certificate: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """TLS settings of a server and of a client that trusts it."""
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate)
-    client = ssl.create_default_context(cafile=str(certificate))
-    client.check_hostname = False
-    return server, client
-
-
-async def test_tls_is_served(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+async def test_tls_is_served(tmp_path: Path) -> None:
     """With a context the same listener speaks TLS, and exchanges know it."""
 
     def scheme(exchange: Exchange) -> None:
         exchange.respond(200, b"", exchange.client.scheme.encode() * 50_000 if exchange.tls else b"")
 
-    server, client_context = contexts
+    server, client_context = tls_contexts(tmp_path)
     async with listening(scheme, context=server) as (port, _), dial(port, client_context) as client:
         await client.send(get() + get("/", "Connection: close"))
         assert (await client.answer())[1] == b"https" * 50_000

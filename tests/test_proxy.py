@@ -2,14 +2,15 @@ import asyncio
 import socket
 from collections.abc import Callable
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import eventually
-from tests.wire import OK, Wire, dial, gate, get, post, storefront, unchunked
+from tests.wire import OK, Storefront, Wire, dial, gate, get, post, storefront, tls_contexts, unchunked
 from waitingroom.heads import ResponseHead, parse_head
 from waitingroom.http1 import Limits
-from waitingroom.proxy import Failure, OriginLimits, Outcome, outbound_head
+from waitingroom.proxy import Failure, OriginLimits, Outcome, Upstream, outbound_head
 
 MEBIBYTE = 1 << 20
 
@@ -353,6 +354,38 @@ async def test_a_shopper_who_leaves_is_not_worked_for() -> None:
                     await client.until(b"abc")
             await eventually(lambda: len(shop.heads) == shop.closed)
     assert [(outcome.status, outcome.failure) for outcome in front.outcomes] == [(499, Failure.GONE)] * 2
+
+
+async def test_origins_may_speak_tls(tmp_path: Path) -> None:
+    """An https origin is reached if its certificate is good for its address, and is 502 otherwise."""
+    server, client_context = tls_contexts(tmp_path)
+    async with storefront(OK, server) as shop:
+        async with gate(shop.url, context=client_context) as front, dial(front.port) as client:
+            for _ in range(2):
+                await client.send(get())
+                assert (await client.answer())[1] == b"ok"
+            assert shop.opened == 1
+        async with gate(shop.url) as front, dial(front.port) as client:
+            await client.send(get())
+            assert (await client.answer())[0].status == 502
+
+
+async def test_origins_may_listen_on_a_unix_socket(tmp_path: Path) -> None:
+    """A storefront on the same machine needs no port."""
+    shop = Storefront(lambda wire, _head: wire.send(OK))
+    server = await asyncio.start_unix_server(shop.accept, tmp_path / "shop.sock")
+    async with gate(f"unix://{tmp_path}/shop.sock") as front, dial(front.port) as client:
+        await client.send(get())
+        assert (await client.answer())[1] == b"ok"
+    server.close()
+    await shop.stop()
+
+
+def test_an_origin_needs_an_address() -> None:
+    """What names no origin is refused at once."""
+    for url in ("shop.example", "ftp://shop.example", "http://", "unix://"):
+        with pytest.raises(ValueError, match="not the address of an origin"):
+            Upstream(url)
 
 
 async def test_an_origin_that_is_not_there_is_502(free_port: Callable[[], int]) -> None:

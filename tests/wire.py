@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from waitingroom.exchange import Exchange
 from waitingroom.forwarded import Network
@@ -147,6 +149,7 @@ class Storefront:
 @asynccontextmanager
 async def storefront(
     script: Callable[[Wire, bytes], Awaitable[None]] | bytes | None,
+    context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Storefront]:
     """A storefront that runs `script` for every request, or always sends the same bytes, or none (None)."""
     if isinstance(script, bytes):
@@ -157,13 +160,27 @@ async def storefront(
 
         script = say
     shop = Storefront(script)
-    server = await asyncio.start_server(shop.accept, "127.0.0.1", 0, limit=1 << 20)
-    shop.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(shop.accept, "127.0.0.1", 0, limit=1 << 20, ssl=context)
+    shop.url = f"{'https' if context else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield shop
     finally:
         server.close()
         await shop.stop()
+
+
+def tls_contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """TLS settings of a server with a self-signed certificate, and of a client that trusts it alone."""
+    both = folder / "both.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    )
+    subject = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    made = subprocess.run([*command.split(), *subject, "-keyout", "-"], capture_output=True, check=True)
+    both.write_bytes(made.stdout)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(both)
+    return server, ssl.create_default_context(cafile=str(both))
 
 
 @dataclass
@@ -222,10 +239,10 @@ async def gate(
     origin: OriginLimits = ORIGIN_LIMITS,
     trusted: Iterable[Network] = (),
     on_head: OnHead | None = None,
-    host: bytes | None = None,
+    context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Gate]:
     """A listener that sends everything to `url`."""
-    upstream = Upstream(url, limits=origin, host=host)
+    upstream = Upstream(url, limits=origin, context=context)
     forwarder = _Forwarder(upstream, on_head)
     listener = Listener(forwarder, limits, tuple(trusted))
     server = await asyncio.get_running_loop().create_server(listener, "127.0.0.1", 0)
