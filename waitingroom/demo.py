@@ -22,7 +22,6 @@ from waitingroom.server import Server
 from waitingroom.storefront import Storefront
 
 ROOM = "demo"
-PRIVATE_PORT = 9090
 _STAY = 20  # seconds without a request that end a seat
 _JUDGED_STAY = 15.0  # seconds without a request after which the judge, who sees no seats, counts nobody
 _RECENT = 10.0  # seconds of which the live line tells how fast pages are
@@ -88,7 +87,7 @@ class Summary:
 async def run(
     console: Console,
     limits: Limits | None,
-    shoppers: int = 150,
+    shoppers: int = 100,
     seconds: float | None = None,
     port: int = 8080,
 ) -> Summary:
@@ -99,7 +98,8 @@ async def run(
         limits: of the room; None lets the same crowd meet the bare shop.
         shoppers: people before the shop at any time.
         seconds: None goes on until interrupted.
-        port: of the shop as shoppers see it; 0 takes free ports throughout.
+        port: of the shop as shoppers see it; the bare shop and the private listener take the two that
+            follow. 0 takes free ports throughout.
 
     Raises:
         OSError: a port is taken.
@@ -113,9 +113,9 @@ async def run(
         if limits is not None:
             server = await scene.enter_async_context(_room_before(bare, limits, port))
             front = _origin(server.public_address)
-            _announce(console, front, bare, _origin(server.private_address))
+            _announce(console, _addresses(server, front, bare))
         else:
-            _announce(console, None, bare, None)
+            _announce(console, {"The bare shop, no waiting room": f"{bare}/"})
         crowd = Crowd(front, ROOM, shoppers, Random())  # noqa: S311 - characters, not secrets
         with _interruption() as interrupted:
             await _watch(console, shop, crowd, limits, interrupted, seconds)
@@ -130,7 +130,7 @@ async def _room_before(shop: str, limits: Limits, port: int) -> AsyncIterator[Se
     with tempfile.TemporaryDirectory(prefix="waitingroom-demo-") as data:
         text = _CONFIGURATION.format(
             port=port,
-            private_port=PRIVATE_PORT if port else 0,
+            private_port=port + 2 if port else 0,
             data=data,
             room=ROOM,
             shop=shop.removeprefix("http://"),
@@ -212,14 +212,19 @@ def _origin(address: tuple[str, int]) -> str:
     return f"http://{host}:{port}"
 
 
-def _announce(console: Console, front: str | None, bare: str, private: str | None) -> None:
+def _addresses(server: Server, front: str, bare: str) -> dict[str, str]:
+    return {
+        "The shop, through the waiting room": f"{front}/",
+        "The shop itself, for comparison": f"{bare}/",
+        "Metrics, health, admin API": f"{_origin(server.private_address)}/metrics",
+        "Data folder, with the admin token": server.settings.store.data,
+    }
+
+
+def _announce(console: Console, addresses: dict[str, str]) -> None:
     places = Table.grid(padding=(0, 3))
-    if front and private:
-        places.add_row("The shop, through the waiting room", Text(f"{front}/", "bold cyan"))
-        places.add_row("The shop itself, for comparison", Text(f"{bare}/", "cyan"))
-        places.add_row("Metrics, health, admin API (this machine only)", Text(f"{private}/metrics", "cyan"))
-    else:
-        places.add_row("The bare shop, no waiting room", Text(f"{bare}/", "bold cyan"))
+    for name, address in addresses.items():
+        places.add_row(name, Text(address, "bold cyan" if "://" in address else "bold"))
     console.print(places)
     console.print("A crowd is on its way. Open the shop and join it; Ctrl-C ends everything.\n")
 

@@ -204,8 +204,8 @@ async def _answers(address: Path) -> bool:
         return False
     try:
         writer.write(b"PING\r\n")
-        return await reader.readline() == b"+PONG\r\n"
-    except ConnectionError:
+        return await asyncio.wait_for(reader.readline(), 1.0) == b"+PONG\r\n"
+    except (ConnectionError, TimeoutError):
         return False
     finally:
         writer.close()

@@ -77,10 +77,10 @@ class Capacity:
         patience: seconds in the shop's own queue after which the answer is 504.
     """
 
-    workers: int = 8
-    service: float = 0.06
-    comfort: float = 24.0
-    backlog: int = 90
+    workers: int = 4
+    service: float = 0.1
+    comfort: float = 16.0
+    backlog: int = 60
     patience: float = 6.0
 
     def seconds(self, in_flight: int) -> float:
@@ -169,6 +169,8 @@ class Storefront:
         self.log.append(visit)
         try:
             response = await self._within_capacity(request, handler)
+        except ConnectionError:
+            response = web.Response(status=400)  # the visitor went away while sending; nobody reads this
         except web.HTTPException as refusal:
             visit.status = refusal.status
             raise
