@@ -438,6 +438,24 @@ async def test_an_origin_that_stops_in_the_middle_is_cut() -> None:
         assert front.outcomes[0].failure is Failure.IDLE_TIMEOUT
 
 
+async def test_an_origin_that_hangs_up_at_once_is_502() -> None:
+    """A connection that is gone as soon as it is made holds nobody."""
+    server = await asyncio.start_server(lambda _, writer: writer.transport.abort(), "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with gate(url) as front, dial(front.port) as client:
+        for _ in range(20):
+            await client.send(get())
+            assert (await client.answer())[0].status == 502
+    server.close()
+
+
+async def test_an_origin_with_an_impossible_name_is_502() -> None:
+    """A name that cannot be looked up is answered like one that is not there."""
+    async with gate("http://a..b") as front, dial(front.port) as client:
+        await client.send(get())
+        assert (await client.answer())[0].status == 502
+
+
 @pytest.mark.parametrize("say", [b"", b"HTTP/1.1 200 OK\r\nContent-Le"], ids=["silent", "half a head"])
 async def test_an_origin_that_hangs_up_is_502(say: bytes) -> None:
     """A fresh connection that closes without an answer is not tried again."""

@@ -271,13 +271,16 @@ class Pool:
                     _, link = await loop.create_connection(
                         lambda: Link(self), self.host, self.port, ssl=self._context
                     )
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a name can be so odd that it is not even looked up
             self._opening -= 1
             job.failed(Failure.CONNECT_TIMEOUT if isinstance(error, TimeoutError) else Failure.CONNECT)
             self.advance()
             return
         self._opening -= 1
-        if job.done:
+        if link not in self._links:
+            job.failed(Failure.RESET)
+            self.advance()
+        elif job.done:
             self.rest(link)
         else:
             link.assign(job)
