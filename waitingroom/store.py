@@ -216,11 +216,12 @@ class Store:
             self._sequence += 1
             sequence = self._sequence
         known = self._known.get(room, {})
-        header = {"sequence": sequence, "known": known, "knocks": [asdict(knock) for knock in knocks]}
+        told = [{name: getattr(knock, name) for name in Knock.__slots__} for knock in knocks]
+        header = {"sequence": sequence, "known": known, "knocks": told}
         reply = await self._run("enter", room, header)
-        told = json.loads(reply[1])
-        self._learn(room, issued=told["issued"])
-        return [_answer(raw, told["epoch"]) for raw in told["answers"]]
+        answer = json.loads(reply[1])
+        self._learn(room, issued=answer["issued"])
+        return [_answer(raw, answer["epoch"]) for raw in answer["answers"]]
 
     async def tick(self, room: Room, before: Snapshot, hand_in: HandIn) -> tuple[Room, Snapshot]:
         """Hand in, admit, take home: the room as configured now, and the new snapshot.
@@ -319,7 +320,7 @@ class _Door:
     async def _call(self, now: "list[tuple[Knock, asyncio.Future[Answer]]]") -> None:
         try:
             answers = await self._store.enter(self._room, [knock for knock, _ in now])
-        except (StoreUnavailableError, UnknownRoomError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait for an answer must hear of it
             for _, future in now:
                 if not future.done():
                     future.set_exception(error)
