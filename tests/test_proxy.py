@@ -40,7 +40,7 @@ async def test_the_origin_is_never_asked_by_more_connections_than_allowed() -> N
         for number, (_, writer) in enumerate(clients):
             writer.write(get(f"/{number}"))
             waiting = max(0, number - 1)
-            await eventually(lambda: len(gates) + len(front.upstream.pool.line) == number + 1)  # noqa: B023
+            await eventually(lambda: len(gates) + len(front.upstream.pool.line) == number + 1)  # noqa: B023 - awaited at once
             assert len(front.upstream.pool.line) == waiting
         for number in range(6):
             await eventually(lambda: len(gates) > number)  # noqa: B023 - awaited at once
