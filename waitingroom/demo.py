@@ -216,7 +216,7 @@ def _addresses(server: Server, front: str, bare: str) -> dict[str, str]:
     return {
         "The shop, through the waiting room": f"{front}/",
         "The shop itself, for comparison": f"{bare}/",
-        "Metrics, health, admin API": f"{_origin(server.private_address)}/metrics",
+        "Console, metrics, admin API": f"{_origin(server.private_address)}/",
         "Data folder, with the admin token": server.settings.store.data,
     }
 
