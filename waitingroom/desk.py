@@ -7,7 +7,7 @@ No clock of its own: `now` is monotonic seconds, and the room's clock is judged 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from waitingroom.room import LATEST, SOONEST, Room, Snapshot, State, Status, seen_number
+from waitingroom.room import LATEST, SOONEST, Method, Room, Snapshot, State, Status, seen_number
 from waitingroom.tickets import Token, Use
 
 MOST_REMEMBERED = 200_000
@@ -67,6 +67,11 @@ class Desk:
         return self.snapshot.clock > 0
 
     @property
+    def off(self) -> bool:
+        """Whether the room lets everybody through without counting."""
+        return self.room.suspended or self.room.queueing_method is Method.PASSTHROUGH
+
+    @property
     def open(self) -> bool:
         """Whether a newcomer may expect to walk in, as far as the last snapshot tells."""
         seen, room = self.snapshot, self.room
@@ -91,6 +96,8 @@ class Desk:
         than its lease lives in the store.
         """
         if snapshot.epoch != self.snapshot.epoch:
+            # What was gathered during the tick speaks of numbers and seats that are void by now.
+            self.hand_in = HandIn()
             for gathered in (self._spent, self._missed, self._ended, self._leases):
                 gathered.clear()
         self.room, self.snapshot, self._at = room, snapshot, sent
@@ -117,14 +124,30 @@ class Desk:
         self._leases = {seat: end for seat, end in self._leases.items() if end > clock}
         self._ended = {seat: at for seat, at in self._ended.items() if at + 2000 * self._longest > clock}
 
-    def holds(self, token: Token, now: float) -> bool:
-        """Whether `token` is a pass for a seat that still stands."""
-        return token.use is Use.PASS and token.end > self.clock(now) and self.honours(token, now)
+    def stale(self, now: float) -> bool:
+        """Whether the store has been silent for too long to speak for it."""
+        return now - self._at > STALE
 
-    def honours(self, token: Token, now: float) -> bool:
-        """Whether `token` proves anything: a place that is kept, or a seat that may live in the store."""
-        ended = token.seat in self._ended or token.epoch != self.room.epoch
-        return not ended and (token.use is Use.PASS or token.end > self.clock(now))
+    def holds(self, token: Token, now: float) -> bool:
+        """Whether `token`, which is not refused, is a pass for a seat that stands."""
+        # The room's clock stands still while the store is silent: nobody inside is put out by that.
+        clock = self.snapshot.clock if self.stale(now) else self.clock(now)
+        return token.use is Use.PASS and token.end > clock
+
+    def lived(self, token: Token) -> bool:
+        """Whether a pass stood, or its seat did, when the store was last heard of."""
+        return max(token.end, self._leases.get(token.seat, 0)) > self.snapshot.clock
+
+    def refusal(self, token: Token, now: float) -> str | None:
+        """Why `token` proves nothing, in one word; None for a kept place, or a seat that may still live.
+
+        An epoch above the room's is one of which this gateway has not yet heard.
+        """
+        if token.epoch < self.room.epoch:
+            return "epoch"
+        if token.seat in self._ended:
+            return "ended"
+        return "expired" if token.use is Use.TICKET and token.end <= self.clock(now) else None
 
     def touch(self, token: Token) -> None:
         """Somebody inside made a request."""
@@ -141,33 +164,45 @@ class Desk:
         """Somebody gave up their place or seat, or the origin ended it."""
         self.hand_in.left.add(token.seat)
         self.hand_in.touched.discard(token.seat)
+        self._leases.pop(token.seat, None)
         self._ended[token.seat] = self.clock(now)
 
-    def poll(self, number: int, now: float, jitter: float, shown: int | None = None) -> Status:
-        """What the holder of a waiting number is told; that they asked is handed in."""
+    def poll(self, token: Token, now: float, jitter: float, shown: int | None = None) -> Status:
+        """What the holder of a ticket is told; that they asked is handed in."""
+        number = token.number
         self.hand_in.seen.add(number)
         if number in self._spent:
-            return self.say(State.ENDED, poll_after=LATEST)
+            # Another tab has entered, and its pass is still on the way.
+            entered = self._leases.get(token.seat, 0) > self.clock(now)
+            return self.say(State.INSIDE) if entered else self.say(State.ENDED, poll_after=LATEST)
         status = self.look(number, now, jitter, shown)
         return replace(status, missed=True) if number in self._missed else status
 
-    def visit(self, number: int, now: float, jitter: float) -> Status:
+    def visit(self, token: Token, now: float, jitter: float) -> Status:
         """The same for somebody who came by themselves, which a poll cannot show."""
-        self.hand_in.here.add(number)
-        self._missed.discard(number)
-        return self.poll(number, now, jitter)
+        self.hand_in.here.add(token.number)
+        self._missed.discard(token.number)
+        return self.poll(token, now, jitter)
 
     def look(self, number: int, now: float, jitter: float, shown: int | None = None) -> Status:
         """The same without handing anything in: who has just joined is present once their cookie is back."""
         status = seen_number(self.snapshot, number, jitter, self.room, shown)
-        if now - self._at > STALE:
+        if self.stale(now):
             return replace(status, state=State.UNAVAILABLE, low=None, high=None, until=None, poll_after=STALE)
         return status
+
+    def enter(self, token: Token) -> None:
+        """The store has given a seat up to the end of this pass."""
+        self._leases[token.seat] = token.end
 
     def say(self, state: State, *, poll_after: float = SOONEST, until: float | None = None) -> Status:
         """A status that does not depend on a number."""
         return Status(self.room.name, state, poll_after=poll_after, until=until, message=self.room.message)
 
-    def called(self, number: int) -> bool:
-        """Whether the store has more to say of this number than a place in line."""
-        return number in self.snapshot.offers or number in self._spent
+    def called(self, number: int, now: float) -> bool:
+        """Whether the store has more to say of this number than a place in line.
+
+        A number that is not in the line may have a seat whose pass was lost on the way.
+        """
+        waits = number in self.snapshot.line and number not in self._spent
+        return not self.stale(now) and (number in self.snapshot.offers or not waits)

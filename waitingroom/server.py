@@ -8,6 +8,7 @@ import secrets
 import socket
 import ssl
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -32,6 +33,8 @@ from waitingroom.tickets import Keyring, KeyTooShortError
 DRAIN = 10.0
 """Seconds that requests under way are given when the gateway stops."""
 
+_ELSEWHERE = "End what uses the address, or choose another one of this machine."
+
 Address = tuple[str, int]
 
 _log = structlog.get_logger()
@@ -40,19 +43,27 @@ _log = structlog.get_logger()
 class Server:
     """One gateway.
 
+    Args:
+        settings: everything that can be set.
+        log: where requests are written; none: they are only counted.
+        clock: see `Store`.
+
     Attributes:
         public_address, private_address: where the two listeners are, once started.
         store_url: where the queue is kept.
         admin_token: the bearer token of the admin API.
     """
 
-    def __init__(self, settings: Settings, log: RequestLog | None = None) -> None:
+    def __init__(
+        self, settings: Settings, log: RequestLog | None = None, *, clock: str | None = None
+    ) -> None:
         self.settings = settings
         self.public_address: Address = ("", 0)
         self.private_address: Address = ("", 0)
         self.store_url = settings.store.url
         self.admin_token = ""
         self._log = log
+        self._clock = clock
         self._data = Path(settings.store.data)
         self._upstreams: dict[str, Upstream] = {}
         self._stack = contextlib.AsyncExitStack()
@@ -76,24 +87,43 @@ class Server:
 
     async def _start(self) -> None:
         settings = self.settings
-        self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unusable(
+                "[store] data", str(self._data), error, "Name a folder that can be made."
+            ) from None
         keyring = _keyring(settings, self._data)
         self.admin_token = _admin_token(settings, self._data)
         self._telemetry = Telemetry([room.name for room in settings.rooms], self._log)
         self._store = await self._open_store()
-        try:
-            self._pages = Pages(settings.rooms)
-        except ValueError as error:
-            raise ConfigError("rooms", f"{error}.") from None
+        self._pages = Pages(())
+        for room in settings.rooms:
+            try:
+                self._pages.update(room)
+            except ValueError as error:
+                remedy = "Change the setting, or leave it out."
+                raise ConfigError(f"room {room.name}", f"{error}.", remedy) from None
         self._desks = {room.name: Desk(await self._seeded(room)) for room in settings.rooms}
         for desk in self._desks.values():
-            self._pages.update(desk.room)
+            self._repaint(desk.room)
         await self._start_ticking()
         await self._listen(keyring)
         await self._listen_privately()
         lag = LoopLag(asyncio.get_running_loop(), self._telemetry.loop_lag)
         self._stack.callback(lag.stop)
         _log.info("gateway_started", public=_shown(self.public_address), private=_shown(self.private_address))
+
+    def _repaint(self, room: Room) -> None:
+        """Show a changed room, but for what this machine cannot show, such as a logo that others have."""
+        try:
+            self._pages.update(room)
+        except ValueError as error:
+            _log.error("look_unusable", room=room.name, error=str(error))
+            plain = Room()
+            self._desks[room.name].room = replace(
+                room, shop_logo=plain.shop_logo, accent_color=plain.accent_color
+            )
 
     async def _open_store(self) -> Store:
         settings = self.settings.store
@@ -102,13 +132,18 @@ class Server:
             self.store_url = await embedded.start()
             self._stack.push_async_callback(embedded.stop)
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        store = Store(
-            self.store_url,
-            name,
-            tick=settings.tick,
-            timeout=settings.timeout,
-            observer=self._telemetry.store_call,
-        )
+        try:
+            store = Store(
+                self.store_url,
+                name,
+                tick=settings.tick,
+                timeout=settings.timeout,
+                clock=self._clock,
+                observer=self._telemetry.store_call,
+            )
+        except ValueError as error:
+            remedy = "Write for example redis://127.0.0.1:6379/0."
+            raise ConfigError("[store] url", f"cannot be used: {error}.", remedy) from None
         self._stack.push_async_callback(store.close)
         return store
 
@@ -126,18 +161,16 @@ class Server:
         return stored
 
     async def _start_ticking(self) -> None:
-        ticker = Ticker(
-            self._desks, self._store, self._telemetry, self._pages.update, self.settings.store.tick
-        )
+        ticker = Ticker(self._desks, self._store, self._telemetry, self._repaint, self.settings.store.tick)
         for desk in self._desks.values():
-            await ticker.tick(desk)
+            await ticker.attempt(desk)
         task = asyncio.create_task(ticker.run())
 
         async def end() -> None:
             task.cancel()
             await asyncio.wait([task])
             for desk in self._desks.values():
-                await ticker.tick(desk)
+                await ticker.attempt(desk)
 
         self._stack.push_async_callback(end)
 
@@ -146,7 +179,7 @@ class Server:
         gateway = Gateway(
             self._desks,
             self._store,
-            Answers(self._pages, self._telemetry),
+            Answers(self._pages, self._telemetry, time.time),
             keyring,
             self._telemetry,
             upstream=self._upstream,
@@ -170,10 +203,8 @@ class Server:
         loop = asyncio.get_running_loop()
         try:
             server = await loop.create_server(listener, host, port, ssl=_tls(self.settings), backlog=4096)
-        except OSError as error:
-            raise ConfigError(
-                "[server] listen", f"{settings.listen} cannot be used: {error.strerror}."
-            ) from None
+        except (OSError, OverflowError) as error:
+            raise _unusable("[server] listen", settings.listen, error, _ELSEWHERE) from None
         self.public_address = server.sockets[0].getsockname()[:2]
 
         async def drain() -> None:
@@ -208,9 +239,9 @@ class Server:
         site = web.TCPSite(runner, host, port)
         try:
             await site.start()
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             where = "[server] private_listen"
-            raise ConfigError(where, f"{host}:{port} cannot be used: {error.strerror}.") from None
+            raise _unusable(where, self.settings.server.private_listen, error, _ELSEWHERE) from None
         self.private_address = runner.addresses[0][:2]
 
 
@@ -218,6 +249,11 @@ def parse_address(text: str) -> Address:
     """Host and port of "127.0.0.1:8080" or "[::1]:8080"."""
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def _unusable(where: str, what: str, error: OSError | OverflowError, remedy: str) -> ConfigError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return ConfigError(where, f"{what} cannot be used: {reason}.", remedy)
 
 
 def _shown(address: Address) -> str:
@@ -234,7 +270,9 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(server.tls_certificate, server.tls_key)
     except OSError as error:
-        raise ConfigError("[server] tls_certificate", f"cannot be used: {error}.") from None
+        pair = f"{server.tls_certificate} with {server.tls_key}"
+        remedy = "Both must be readable PEM files, and belong together."
+        raise _unusable("[server] tls_certificate", pair, error, remedy) from None
     return context
 
 
@@ -263,7 +301,7 @@ def _secret(path: str, where: str) -> str:
     try:
         return Path(path).read_text()
     except OSError as error:
-        raise ConfigError(where, f"{path} cannot be read: {error.strerror}.") from None
+        raise _unusable(where, path, error, "Name a file that the gateway may read.") from None
 
 
 def _made(path: Path) -> str:

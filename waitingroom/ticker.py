@@ -51,17 +51,30 @@ class Ticker:
                 group.create_task(self._run(desk), name=f"tick {desk.room.name}")
 
     async def _run(self, desk: Desk) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        # The client's wait_for may swallow a cancellation in Python 3.11; asking for it misses none.
+        while task is not None and not task.cancelling():
             started = loop.time()
-            try:
-                await self.tick(desk)
-            except Exception:  # noqa: BLE001 - see below
-                # Whatever it is, the room must tick on: who waits cannot repair us.
-                self._telemetry.tick_failed(desk.room.name)
-                _log.exception("tick_failed", room=desk.room.name)
+            await self.attempt(desk)
             spent = loop.time() - started
             await asyncio.sleep(max(SHORTEST, self._pause(desk) - spent))
+
+    async def attempt(self, desk: Desk) -> None:
+        """Exchange once, whatever comes of it: a failure is counted and logged, and the next may mend it."""
+        name = desk.room.name
+        try:
+            try:
+                await self.tick(desk)
+            except UnknownRoomError:
+                await self._store.seed(desk.room)
+                _log.warning("room_seeded", room=name, reason="the store did not know it")
+        except StoreUnavailableError as error:
+            self._telemetry.tick_failed(name)
+            _log.warning("store_unavailable", room=name, error=str(error))
+        except Exception:  # noqa: BLE001 - see below
+            # Whatever it is, the room must tick on: who waits cannot repair us.
+            self._telemetry.tick_failed(name)
+            _log.exception("tick_failed", room=name)
 
     def _pause(self, desk: Desk) -> float:
         again = desk.snapshot.again
@@ -73,16 +86,9 @@ class Ticker:
         sent = asyncio.get_running_loop().time()
         try:
             room, snapshot = await self._store.tick(desk.room, desk.snapshot, carried)
-        except StoreUnavailableError as error:
+        except BaseException:
             desk.hand_in.merge(carried)
-            self._telemetry.tick_failed(desk.room.name)
-            _log.warning("store_unavailable", room=desk.room.name, error=str(error))
-            return
-        except UnknownRoomError:
-            desk.hand_in.merge(carried)
-            await self._store.seed(desk.room)
-            _log.warning("room_seeded", room=desk.room.name, reason="the store did not know it")
-            return
+            raise
         changed = room.version != desk.room.version
         desk.absorb(room, snapshot, carried, sent)
         self._telemetry.tick(room.name, asyncio.get_running_loop().time() - sent)

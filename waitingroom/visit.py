@@ -1,9 +1,10 @@
 """What a request says about its visitor, and what its answer says back, as pure functions of bytes."""
 
+import re
 from collections.abc import Iterable
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
-from waitingroom.heads import Head
+from waitingroom.heads import Head, ResponseHead
 from waitingroom.room import Room
 from waitingroom.tickets import cookie_name
 
@@ -12,6 +13,12 @@ OURS = "/.waitingroom/"
 STRIPPED = (b"wr-", b"__Host-wr-", b"__Secure-wr-")
 """Beginnings of the names of cookies that are ours and none of the origin's business."""
 
+_PORTS = {b"http": b":80", b"https": b":443"}
+
+_TWO_READINGS = re.compile(rb"[%\\;]|//|/\.")
+
+_KEPT_BY_ALL = re.compile(rb"(?:^|[ ,])(?:public|s-maxage=|max-age=0*[1-9])")
+
 
 def plain_path(target: bytes) -> str:
     """The path of a target as an origin may read it: decoded, without dot segments or doubled slashes.
@@ -19,15 +26,17 @@ def plain_path(target: bytes) -> str:
     Only for deciding which room protects it; what is forwarded stays as it was sent.
     """
     path = target.partition(b"?")[0].partition(b"#")[0]
-    if b"%" not in path and b"//" not in path and b"/." not in path and b"\\" not in path:
-        return path.decode("latin-1")
+    if _TWO_READINGS.search(path) is None:
+        return path.decode("utf-8", "replace")
     kept: list[bytes] = []
-    for part in unquote_to_bytes(path).replace(b"\\", b"/").split(b"/"):
+    for segment in unquote_to_bytes(path).replace(b"\\", b"/").split(b"/"):
+        # Some origins take what follows a semicolon for parameters, even in "..;".
+        part = segment.partition(b";")[0]
         if part == b"..":
             del kept[-1:]
         elif part not in (b"", b"."):
             kept.append(part)
-    return "/" + b"/".join(kept).decode("latin-1")
+    return "/" + b"/".join(kept).decode("utf-8", "replace")
 
 
 def query_value(target: bytes, name: bytes) -> bytes | None:
@@ -43,7 +52,7 @@ def host_of(authority: bytes) -> str:
     """The bare lower-case host of a Host header."""
     host, colon, port = authority.rpartition(b":")
     bare = host if colon and port.isdigit() else authority
-    return bare.decode("latin-1").lower()
+    return bare.decode("latin-1").lower().removesuffix(".")
 
 
 def cookies(head: Head, names: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
@@ -77,7 +86,16 @@ def same_origin(head: Head, authority: bytes) -> bool:
     origin = head.get(b"origin")
     if origin is None:
         return head.get(b"sec-fetch-site") in (None, b"same-origin", b"none")
-    return origin.partition(b"://")[2].lower() == authority.lower()
+    scheme, _, theirs = origin.lower().partition(b"://")
+    # A proxy may have written out the port that a browser leaves away.
+    return theirs in (authority.lower(), authority.lower().removesuffix(_PORTS.get(scheme, b":")))
+
+
+def kept_by_all(head: ResponseHead) -> bool:
+    """Whether a cache that serves everybody may keep this answer (RFC 9111 section 3), cookies and all."""
+    control = b",".join(head.get_all(b"cache-control")).lower()
+    kept = _KEPT_BY_ALL.search(control) is not None
+    return kept and b"private" not in control and b"no-store" not in control
 
 
 def return_path(head: Head, authority: bytes, default: str) -> bytes:
@@ -96,5 +114,5 @@ def return_path(head: Head, authority: bytes, default: str) -> bytes:
         or not safe
         or target.startswith((b"//", OURS.encode()))
     ):
-        return default.encode("latin-1")
+        return quote(default, safe="/%:@!$&'()*+,;=~").encode()
     return target
