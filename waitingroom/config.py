@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from waitingroom.branding import logo_url, palette
 from waitingroom.room import Method, Room, setting
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 PREFIX = "WAITINGROOM__"
+_RULES = ("ge", "gt", "le", "pattern", "max_length")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 
@@ -98,7 +99,10 @@ class AdminSettings:
     """[admin]: who may change rooms."""
 
     token: str = setting(
-        "", "Bearer token of the admin API, at least 16 characters. Better in a file.", secret=True
+        "",
+        "Bearer token of the admin API, at least 16 characters. Better in a file.",
+        secret=True,
+        pattern=r"^(.{16,})?$",
     )
     token_file: str = setting("", "File with the bearer token.")
 
@@ -169,7 +173,7 @@ def format_duration(seconds: float) -> str:
     for unit in ("d", "h", "m"):
         if seconds >= _UNITS[unit] and seconds % _UNITS[unit] == 0:
             return f"{seconds / _UNITS[unit]:.0f}{unit}"
-    return f"{seconds:g}s"
+    return f"{round(seconds, 3):.12g}s"
 
 
 def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -183,9 +187,10 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Setting
     try:
         text = path.read_text()
     except OSError as error:
-        raise ConfigError(
-            str(path), f"cannot be read ({error.strerror}).", "Give the file with --config."
-        ) from None
+        remedy = "Give the file with --config."
+        raise ConfigError(str(path), f"cannot be read ({error.strerror}).", remedy) from None
+    except UnicodeDecodeError:
+        raise ConfigError(str(path), "is not UTF-8 text.", "Save it as UTF-8.") from None
     return load_text(text, environ, name=str(path))
 
 
@@ -196,7 +201,7 @@ def load_text(text: str, environ: Mapping[str, str] | None = None, name: str = "
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(name, f"is not TOML: {error}.") from None
     source = _Source(name, text)
-    _lay_environment_over(document, os.environ if environ is None else environ)
+    _lay_environment_over(document, os.environ if environ is None else environ, source)
     for key in document:
         if key not in SECTIONS and key != "rooms":
             raise source.unknown("", key, [*SECTIONS, "rooms"])
@@ -219,12 +224,13 @@ def change_room(room: Room, changes: Mapping[str, Any]) -> Room:
         ConfigError: naming the setting and the remedy.
     """
     source = _Source(f"room {room.name}", "")
-    for key in changes:
-        if key == "name":
-            raise ConfigError(f"room {room.name}: name", "cannot be changed.", "Configure another room.")
+    if "name" in changes:
+        raise ConfigError(f"room {room.name}: name", "cannot be changed.", "Configure another room.")
     merged = {key: value for key, value in asdict(room).items() if key not in INTERNAL} | dict(changes)
     new: Room = _build(Room, merged, "", source)
-    _check_room(new, source)
+    _check_room(new, source, "")
+    if new.epoch < room.epoch:
+        raise ConfigError(f"room {room.name}: epoch", "would bring back voided tickets.", "Raise it instead.")
     return Room(**(_plain(new) | {"version": room.version}))
 
 
@@ -255,12 +261,22 @@ class _Source:
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
-        self._lines = text.splitlines()
+        self.variables: dict[tuple[str, str], str] = {}
+        self._lines: dict[tuple[str, str], int] = {}
+        table, rooms = "", 0
+        for number, line in enumerate(text.splitlines(), 1):
+            if header := re.match(r"\s*\[+\s*([\w-]+)\s*\]", line):
+                rooms += header[1] == "rooms"
+                table = f"[[rooms]] {rooms}" if header[1] == "rooms" else f"[{header[1]}]"
+                self._lines |= {("", header[1]): number, (table, ""): number}
+            elif key := re.match(r"\s*([\w-]+)\s*=", line):
+                self._lines.setdefault((table, key[1]), number)
 
     def where(self, table: str, key: str) -> str:
-        pattern = re.compile(rf"\s*\[*\s*{re.escape(key)}\s*(=|\])")
-        lines = [number for number, line in enumerate(self._lines, 1) if pattern.match(line)]
-        line = f" line {lines[0]}" if lines else ""
+        if (table, key) in self.variables:
+            return f"environment {self.variables[table, key]}"
+        number = self._lines.get((table, key)) or self._lines.get((table, ""))
+        line = f" line {number}" if number else ""
         return f"{self.name}{line}: {f'{table} ' if table else ''}{key}"
 
     def unknown(self, table: str, key: str, names: list[str]) -> ConfigError:
@@ -312,21 +328,13 @@ def _model(kind: type) -> "type[BaseModel]":
     for item in fields(kind):
         if item.name in INTERNAL:
             continue
-        rules = {
-            rule: item.metadata[rule]
-            for rule in ("ge", "gt", "le", "pattern", "max_length")
-            if rule in item.metadata
-        }
+        rules = {rule: item.metadata[rule] for rule in _RULES if rule in item.metadata}
         choices = item.metadata.get("choices")
-        annotation = _literal(choices) if choices else hints[item.name]
+        annotation = Literal.__getitem__(choices) if choices else hints[item.name]
         columns[item.name] = (annotation, Field(default=item.default, **rules))
-    return create_model(kind.__name__, __config__=ConfigDict(extra="forbid", frozen=True), **columns)
-
-
-def _literal(choices: tuple[Any, ...]) -> Any:
-    from typing import Literal  # noqa: PLC0415 - only here
-
-    return Literal[choices]
+    return create_model(
+        kind.__name__, __config__=ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False), **columns
+    )
 
 
 def _plain(model: Any) -> dict[str, Any]:
@@ -335,7 +343,7 @@ def _plain(model: Any) -> dict[str, Any]:
     return {name: getattr(model, name) for name in type(model).model_fields}
 
 
-def _lay_environment_over(document: dict[str, Any], environ: Mapping[str, str]) -> None:
+def _lay_environment_over(document: dict[str, Any], environ: Mapping[str, str], source: _Source) -> None:
     for name in sorted(environ):
         if not name.startswith(PREFIX):
             continue
@@ -345,10 +353,10 @@ def _lay_environment_over(document: dict[str, Any], environ: Mapping[str, str]) 
             raise ConfigError(name, "is not a setting.", f"Sections are {', '.join(SECTIONS)}.")
         hint = get_type_hints(kind).get(key)
         many = hint is not None and Ellipsis in get_args(hint)
-        value = environ[name]
-        document.setdefault(section, {})[key] = (
-            [part.strip() for part in value.split(",") if part] if many else value
-        )
+        parts = [part.strip() for part in environ[name].split(",") if part.strip()]
+        source.variables[f"[{section}]", key] = name
+        if isinstance(table := document.setdefault(section, {}), dict):
+            table[key] = parts if many else environ[name]
 
 
 def _check_together(settings: Settings, source: _Source) -> None:
@@ -359,36 +367,33 @@ def _check_together(settings: Settings, source: _Source) -> None:
             where = source.where("[server]", "trusted_proxies")
             raise ConfigError(where, f"{error}.", "Write networks such as 10.0.0.0/8.") from None
     if bool(settings.server.tls_certificate) != bool(settings.server.tls_key):
-        raise ConfigError(
-            source.where("[server]", "tls_certificate"), "needs tls_key, and the other way round."
-        )
+        where = source.where("[server]", "tls_certificate")
+        raise ConfigError(where, "needs tls_key, and the other way round.", "Give both or neither.")
     names: set[str] = set()
-    for room in settings.rooms:
+    for index, room in enumerate(settings.rooms, 1):
+        label = f"[[rooms]] {index}"
         if room.name in names:
-            raise ConfigError(source.where("[[rooms]]", "name"), f"{room.name!r} is given twice.")
+            raise ConfigError(source.where(label, "name"), f"{room.name!r} is given twice.", "Name it anew.")
         names.add(room.name)
-        _check_room(room, source)
+        _check_room(room, source, label)
 
 
-def _check_room(room: Room, source: _Source) -> None:
+def _check_room(room: Room, source: _Source, label: str) -> None:
     if not room.name:
-        raise ConfigError(source.where("[[rooms]]", "name"), "is missing.", "Every room needs a name.")
+        raise ConfigError(source.where(label, "name"), "is missing.", "Every room needs a name.")
     if not re.fullmatch(r"(https?://[^/\s?#]+|unix:/\S+)", room.upstream):
-        where = source.where(f"room {room.name}", "upstream")
-        raise ConfigError(
-            where, f"{room.upstream!r} is not an address.", "Write for example http://127.0.0.1:8000."
-        )
+        where, remedy = source.where(label, "upstream"), "Write for example http://127.0.0.1:8000."
+        raise ConfigError(where, f"{room.upstream!r} is not an address.", remedy)
     if room.hosts and any(host != host.lower() or "/" in host or ":" in host for host in room.hosts):
-        where = source.where(f"room {room.name}", "hosts")
-        raise ConfigError(
-            where, "must be bare lower-case host names.", "Write shop.example, without scheme or port."
-        )
+        where, remedy = source.where(label, "hosts"), "Write shop.example, without scheme or port."
+        raise ConfigError(where, "must be bare lower-case host names.", remedy)
     for setting_name, check in (("accent_color", palette), ("shop_logo", logo_url)):
         value = getattr(room, setting_name)
         try:
             if value:
                 check(value)
         except ValueError as error:
-            raise ConfigError(source.where(f"room {room.name}", setting_name), f"{error}.") from None
+            raise ConfigError(source.where(label, setting_name), f"{error}.") from None
     if room.claim_window > room.hold_for:
-        raise ConfigError(source.where(f"room {room.name}", "claim_window"), "is longer than hold_for.")
+        where = source.where(label, "claim_window")
+        raise ConfigError(where, "is longer than hold_for.", "Hold places for at least as long.")

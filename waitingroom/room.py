@@ -48,9 +48,10 @@ class State(StrEnum):
 def setting(default: Any, doc: str, **rules: Any) -> Any:
     """A configurable field: its default, what it means to an operator, and its bounds.
 
-    `rules` are `ge`, `gt`, `le`, `pattern`, `max_length` and `duration=True` (seconds, written "5m").
+    `rules` are `ge`, `gt`, `le`, `pattern`, `max_length`, `choices`, `duration=True` (seconds, written "5m")
+    and `secret=True`, which keeps the value out of errors and of every repr.
     """
-    return field(default=default, metadata={"doc": doc, **rules})
+    return field(default=default, repr=not rules.get("secret"), metadata={"doc": doc, **rules})
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +367,7 @@ def poll_after(low: float | None, ahead: int, jitter: float) -> float:
         jitter: a random number in [0, 1), so that visitors do not ask in step.
     """
     wait = low if low is not None else float(min(ahead, 200))
-    return min(LATEST, max(SOONEST, wait / 5)) * (1 - 0.25 * jitter) if wait > SOONEST else SOONEST
+    return max(SOONEST, min(LATEST, wait / 5) * (1 - 0.25 * jitter))
 
 
 def shown_position(true: int, shown: int | None) -> int:

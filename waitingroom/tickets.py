@@ -142,7 +142,7 @@ class Keyring:
             raise InvalidTokenError("signature") from None
         except (jwt.InvalidAudienceError, jwt.InvalidIssuerError):
             raise InvalidTokenError("room") from None
-        except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
+        except (jwt.PyJWTError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise InvalidTokenError("malformed") from None
 
 
