@@ -161,16 +161,18 @@ class Server:
         return stored
 
     async def _start_ticking(self) -> None:
-        ticker = Ticker(self._desks, self._store, self._telemetry, self._repaint, self.settings.store.tick)
+        self._ticker = Ticker(
+            self._desks, self._store, self._telemetry, self._repaint, self.settings.store.tick
+        )
         for desk in self._desks.values():
-            await ticker.attempt(desk)
-        task = asyncio.create_task(ticker.run())
+            await self._ticker.attempt(desk)
+        self._ticking = asyncio.create_task(self._ticker.run())
 
         async def end() -> None:
-            task.cancel()
-            await asyncio.wait([task])
+            self._ticking.cancel()
+            await asyncio.wait([self._ticking])
             for desk in self._desks.values():
-                await ticker.attempt(desk)
+                await self._ticker.attempt(desk)
 
         self._stack.push_async_callback(end)
 
