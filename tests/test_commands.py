@@ -70,8 +70,8 @@ class Reader:
             self._run(words, allowed=(0, FINDINGS) if words[1] == "check" else (0,))
 
     def _make(self, words: list[str]) -> None:
-        """A verb of the Makefile: the demonstration is run, the rest, this very test among it, only planned."""
-        run = (
+        run = ["demo", "ARGS=--seconds 2 --shoppers 5 --port 0"]
+        self._run(["make", *(run if words == ["demo"] else ["--dry-run", *words])], folder=ROOT)
             ["demo", "ARGS=--seconds 2 --shoppers 5 --port 0"] if words == ["demo"] else ["--dry-run", *words]
         )
         self._run(["make", *run], folder=ROOT)
