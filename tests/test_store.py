@@ -122,8 +122,11 @@ async def test_claims_in_a_bunch_are_told_a_moment_and_keep_their_offers(gateway
     """Offers taken up all at once enter at the room's rate; who is told to wait loses nothing."""
     at = await gateway(total_active_users=100, new_users_per_minute=60)
     tickets = await queue(at, 5)
-    await at.pass_time(6, tickets, step=1000)
+    before = (await at.pass_time(6, tickets, step=1000)).offers
+    await at.change(claim_window=90.0)
     answers = await at.knock(*tickets)
+    after = (await at.tick()).offers
+    assert after == {number: deadline for number, deadline in before.items() if number != tickets[0].number}
     assert [answer.entry for answer in answers] == [Entry.INSIDE] + [Entry.MOMENT] * 4
     for ticket in tickets[1:]:
         at.clock.advance(answers[1].until)
@@ -180,6 +183,15 @@ async def test_newcomers_do_not_barge_through_lag(gateway: Opener) -> None:
     assert list(snapshot.offers) == [early.number, late.number]
     await at.tick(left=[early])
     assert (await at.knock(Knock("later")))[0].entry is Entry.TRIAL
+
+
+async def test_somebody_not_yet_heard_of_bars_walk_ins_though_later_ones_were(gateway: Opener) -> None:
+    """The first who was told to wait counts, until the time is over."""
+    at = await gateway(total_active_users=20)
+    _, late = await queue(at, 2)
+    at.clock.advance(1000)
+    assert list((await at.tick([late])).offers) == [late.number]
+    assert (await at.knock(Knock("newcomer")))[0].entry is Entry.WAIT
 
 
 async def test_joins_that_never_come_back_bar_walk_ins_for_five_seconds(gateway: Opener) -> None:
@@ -316,7 +328,10 @@ async def test_session_without_renewal_ends_however_busy(gateway: Opener) -> Non
     end = at.clock.now + 60_000
     snapshot = await at.pass_time(57, touched=[busy])
     assert ((await at.knock(busy))[0].until, snapshot.lease_end) == (end, None)
-    assert (await at.pass_time(7)).inside == 0
+    await at.pass_time(2)
+    at.clock.advance(2000)
+    assert (await at.knock(replace(busy, join=False)))[0].entry is Entry.ENDED
+    assert (await at.pass_time(4)).inside == 0
 
 
 async def test_ended_seats_refuse_touches(gateway: Opener) -> None:
@@ -329,6 +344,15 @@ async def test_ended_seats_refuse_touches(gateway: Opener) -> None:
     assert (await other.knock(replace(ticket, join=False)))[0].entry is Entry.ENDED
     await one.tick(left=[ticket])
     assert (await other.tick()).totals.left == 1
+
+
+async def test_seat_stays_ended_for_as_long_as_any_pass_can_last(gateway: Opener) -> None:
+    """Passes were given for the longer session of before; the shorter one of now does not revive them."""
+    at = await gateway(session_duration=300.0)
+    (ticket,) = await let_in(at, 1)
+    await at.tick(left=[ticket])
+    await at.change(session_duration=10.0)
+    assert (await at.pass_time(300, touched=[ticket])).inside == 0
 
 
 async def test_touch_restores_a_seat_that_the_store_lost(gateway: Opener, url: str) -> None:
