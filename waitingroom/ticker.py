@@ -52,10 +52,13 @@ class Ticker:
 
     async def _run(self, desk: Desk) -> None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        # The client's wait_for may swallow a cancellation in Python 3.11; asking for it misses none.
-        while task is not None and not task.cancelling():
+        assert task is not None
+        while True:
             started = loop.time()
             await self.attempt(desk)
+            # The client's wait_for may swallow a cancellation in Python 3.11; asking for it misses none.
+            if task.cancelling():
+                return
             spent = loop.time() - started
             await asyncio.sleep(max(SHORTEST, self._pause(desk) - spent))
 
