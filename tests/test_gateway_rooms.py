@@ -127,10 +127,11 @@ PAYMENT = "/payment/return"
     ],
 )
 async def test_only_a_path_with_one_reading_goes_round_the_queue(
+    *,
     valkey_url: str,
     tmp_path: Path,
     target: str,
-    passes: bool,  # noqa: FBT001 - a column of the table
+    passes: bool,
 ) -> None:
     """Payments come back whatever happens; no spelling of another path gets through with them."""
     async with house(valkey_url, tmp_path, total_active_users=1, bypass_paths=(PAYMENT,)) as shop:
