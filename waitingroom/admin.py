@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 
 from aiohttp import hdrs, web
 
-from waitingroom.branding import logo_url, palette
-from waitingroom.config import ConfigError, change_room
+from waitingroom.config import change_room
 from waitingroom.console import Watch, page
 from waitingroom.desk import Desk
 from waitingroom.problems import Handler, ProblemError, nearest, problems, refused
@@ -176,7 +175,7 @@ class _Admin:
         self, before: Room, changes: Mapping[str, Any], author: str, reason: str
     ) -> web.Response:
         """Check and store a change; what changes nothing is answered, but is no new version."""
-        after = _checked(before, changes)
+        after = change_room(before, changes)
         return self._answer(
             before if after == before else await self._store.change(after, before, author, reason)
         )
@@ -225,29 +224,6 @@ class _Admin:
             }
         )
         return {"name": room.name, "version": room.version, "settings": settings, "snapshot": snapshot}
-
-
-def _checked(room: Room, changes: Mapping[str, Any]) -> Room:
-    """The room as it would be.
-
-    Raises:
-        ConfigError: a setting cannot stand.
-    """
-    after = change_room(room, changes)
-    if after.epoch < room.epoch:
-        raise ConfigError(
-            f"room {room.name}: epoch",
-            f"is {room.epoch} and can only be raised.",
-            "Old tickets would count again.",
-        )
-    try:
-        palette(after.accent_color)
-        if after.shop_logo:
-            logo_url(after.shop_logo)
-    except ValueError as error:
-        setting, _, what = str(error).partition(" ")
-        raise ConfigError(f"room {room.name}: {setting}", f"{what}.") from None
-    return after
 
 
 async def _body(request: web.Request, fields: Iterable[str]) -> dict[str, Any]:
