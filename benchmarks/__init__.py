@@ -1,0 +1,1 @@
+"""Measurements beside nginx; `make bench-smoke` runs the quick one."""
