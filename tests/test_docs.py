@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -22,7 +23,11 @@ def reference() -> str:
         for item in fields(kind):
             if item.name in INTERNAL:
                 continue
-            default = format_duration(item.default) if item.metadata.get("duration") else shown(item.default)
+            default = (
+                format_duration(cast("float", item.default))
+                if item.metadata.get("duration")
+                else shown(item.default)
+            )
             choices = item.metadata.get("choices")
             one_of = f" One of {', '.join(str(choice) for choice in choices)}." if choices else ""
             text.append(f"| `{item.name}` | {default} | {item.metadata['doc']}{one_of} |")
