@@ -170,6 +170,12 @@ class House:
         found = self.gateways[0]._telemetry.registry.get_sample_value(f"waitingroom_{name}", labels)
         return found or 0.0
 
+    def silence(self, seconds: float) -> None:
+        """Let it be so long since any gateway has heard of the store."""
+        for server in self.gateways:
+            for desk in server._desks.values():
+                desk._at -= seconds
+
     async def tick(self, gateway: int | None = None) -> None:
         """Let one gateway exchange with the store, or all of them in turn."""
         for index, server in enumerate(self.gateways):
@@ -216,15 +222,28 @@ class House:
         await store.change(replace(now, **settings), now, "anna", "the sale is on")
 
 
-def settings(url: str, data: Path, *rooms: Room, **server: Any) -> config.Settings:
-    """Settings of a gateway on free ports."""
+def settings(url: str, data: Path, *rooms: Room, timeout: float = 2.0, **server: Any) -> config.Settings:
+    """Settings of a gateway on free ports; `timeout` is the store's."""
     listeners = {"listen": "127.0.0.1:0", "private_listen": "127.0.0.1:0"}
     return config.Settings(
         server=config.Server(**(listeners | server)),
-        store=config.StoreSettings(url=url, data=str(data), timeout=2.0),
+        store=config.StoreSettings(url=url, data=str(data), timeout=timeout),
         tokens=config.TokenSettings(keys=(KEY,)),
         rooms=rooms,
     )
+
+
+@asynccontextmanager
+async def opened(chosen: config.Settings) -> AsyncIterator[Server]:
+    """A gateway on the clock of the tests, whose ticks come when the test says so."""
+    gateway = Server(chosen, clock=SOURCE)
+    await gateway.start()
+    try:
+        gateway._ticking.cancel()
+        await asyncio.wait([gateway._ticking])
+        yield gateway
+    finally:
+        await gateway.stop()
 
 
 @asynccontextmanager
@@ -244,15 +263,8 @@ async def house(
         behind = [
             replace(room, upstream=room.upstream or front.url) for room in rooms or [replace(ROOM, **changes)]
         ]
-        servers = []
-        for _ in range(gateways):
-            gateway = Server(settings(url, data, *behind, **(server or {})), clock=SOURCE)
-            await gateway.start()
-            stack.push_async_callback(gateway.stop)
-            # From here on ticks come when the test says so.
-            gateway._ticking.cancel()
-            await asyncio.wait([gateway._ticking])
-            servers.append(gateway)
+        chosen = settings(url, data, *behind, **(server or {}))
+        servers = [await stack.enter_async_context(opened(chosen)) for _ in range(gateways)]
         yield House(origin, clock, servers)
 
 

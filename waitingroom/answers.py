@@ -118,16 +118,17 @@ class Answers:
         status = replace(status, updated=self._wall())
         self.respond(visit, verdict, 200, _told(status, b"application/json") + cookie, status_json(status))
 
-    def failed(self, visit: Visit, status: int, reason: str, room: Room | None) -> None:
+    def failed(self, visit: Visit, status: int, reason: str, room: Room | None, cookie: bytes = b"") -> None:
         """Answer where the origin did not: 502, 503 or 504, as a page that tries again by itself.
 
         The request is noted when its forwarding ends.
         """
         if visit.form not in (Form.PAGE, Form.FORM):
-            visit.exchange.respond(status, PLAIN + b"Retry-After: 5\r\n", f"{status} {reason}\n".encode())
+            lines = PLAIN + b"Retry-After: 5\r\n" + cookie
+            visit.exchange.respond(status, lines, f"{status} {reason}\n".encode())
             return
         page = self._trouble(visit, _TROUBLES.get(status, Trouble.ORIGIN_DOWN), room)
-        visit.exchange.respond(status, _lines(page), page.body)
+        visit.exchange.respond(status, _lines(page, cookie), page.body)
 
     def _trouble(self, visit: Visit, trouble: Trouble, room: Room | None) -> Page:
         head = visit.exchange.head

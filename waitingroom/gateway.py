@@ -91,6 +91,8 @@ class Gateway:
         self._wall = wall
         self._jitter = jitter
         self._verified: dict[tuple[str, bytes], Token] = {}
+        # Passes on their way with an answer that the origin may yet fail to give.
+        self._under_way: dict[Exchange, bytes] = {}
         self._loop = asyncio.get_running_loop()
         self._own: Mapping[str, Callable[[Visit], None]] = {
             "status": self._status,
@@ -256,6 +258,8 @@ class Gateway:
 
     def _forward(self, visit: Visit, verdict: Verdict, cookie: bytes = b"") -> None:
         token = visit.token
+        if cookie:
+            self._under_way[visit.exchange] = cookie
         self._upstream(visit.desk.room.upstream).forward(
             visit.exchange,
             strip_cookies=STRIPPED,
@@ -285,6 +289,7 @@ class Gateway:
         )
 
     def _on_done(self, visit: Visit, verdict: Verdict, outcome: Outcome) -> None:
+        self._under_way.pop(visit.exchange, None)
         room = visit.desk.room.name
         if outcome.latency is not None:
             self._telemetry.origin(room, outcome.latency)
@@ -300,7 +305,8 @@ class Gateway:
         """Answer where the origin did not."""
         visit = Visit(exchange, self._loop.time())
         desk = self._desk_of(visit)
-        self._answers.failed(visit, status, reason, None if desk is None else desk.room)
+        cookie = self._under_way.get(exchange, b"")
+        self._answers.failed(visit, status, reason, None if desk is None else desk.room, cookie)
 
     def _status(self, visit: Visit) -> None:
         """The status document. Asking never joins, and never claims."""
