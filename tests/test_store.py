@@ -260,9 +260,9 @@ async def test_hidden_tab_keeps_place_and_candidacy(gateway: Opener) -> None:
 async def test_people_who_return_take_at_most_half_while_others_wait(gateway: Opener) -> None:
     """Old places that come back in a crowd share the seats by halves with those who waited all along."""
     at = await gateway(total_active_users=1000, new_users_per_minute=60)
-    tickets = await queue(at, 60)
-    away, patient = tickets[:20], tickets[20:]
-    await at.pass_time(10, patient)
+    tickets = await queue(at, 80)
+    away, patient = tickets[:40:2], tickets[1:40:2] + tickets[40:]
+    await at.pass_time(75, patient)
     before = set(at.snapshot.offers)
     for _ in range(20):
         at.clock.advance(1000)
@@ -271,6 +271,28 @@ async def test_people_who_return_take_at_most_half_while_others_wait(gateway: Op
     returned = called & {ticket.number for ticket in away}
     assert (len(called), len(returned)) == (20, 11)  # half, and the one that the first tick is smoothed by
     assert sorted(called - returned) == [ticket.number for ticket in patient[len(before) :][:9]]
+
+
+async def test_seats_that_nobody_else_wants_go_to_people_who_return(gateway: Opener) -> None:
+    """The half is a bound only while others wait; a seat is never left empty for it."""
+    at = await gateway(total_active_users=12)
+    *away, last = await queue(at, 21)
+    await at.tick([last])
+    others = await queue(at, 2)
+    snapshot = await at.tick(here=away, seen=others)
+    assert sorted(snapshot.offers) == [n.number for n in (*away[:9], last, *others)]
+
+
+async def test_one_tick_calls_thousands_lowest_first(gateway: Opener) -> None:
+    """However many seats there are, those called are the lowest present, none left out and none twice."""
+    at = await gateway(total_active_users=10_000_000, new_users_per_minute=10_000_000)
+    await at.change(queue_all=True)
+    present = [ticket for turn in range(4) for ticket in await at.join(*(f"{turn}.{i}" for i in range(2000)))]
+    del present[3000:5500:2]
+    await at.change(queue_all=False, total_active_users=5000)
+    snapshot = await at.tick(present)
+    assert sorted(snapshot.offers) == [ticket.number for ticket in present[:5000]]
+    assert list(snapshot.line.numbers()) == [ticket.number for ticket in present[5000:]]
 
 
 # Seats
@@ -593,6 +615,15 @@ async def test_clock_that_is_set_back_stops_nothing(gateway: Opener) -> None:
     assert (await at.tick()).clock == before
     assert (await at.pass_time(123, tickets)).clock == before + 123_000
     assert at.snapshot.totals.lapsed == 2
+
+
+async def test_presence_does_not_come_back_when_its_period_comes_round(gateway: Opener) -> None:
+    """Periods share a ring of bitmaps; somebody heard of a whole round ago is not taken for present."""
+    at = await gateway(queue_all=True)
+    gone, here = await at.join("gone", "here")
+    await at.tick([gone])
+    assert (await at.pass_time(64 * 15, [here])).waiting == 1
+    assert list(at.snapshot.line.numbers()) == [here.number]
 
 
 # Numbers
