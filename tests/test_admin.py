@@ -17,10 +17,14 @@ import pytest
 import redis.asyncio as redis
 
 from tests.conftest import eventually
+from tests.test_architecture import ROOT
+from waitingroom.admin import OPEN, application
 from waitingroom.config import load_text
 from waitingroom.console import SAMPLES, Sample, condition, per_minute
 from waitingroom.room import Room, Snapshot
 from waitingroom.server import Server
+from waitingroom.store import Store
+from waitingroom.telemetry import Telemetry
 
 TOKEN = "a-token-for-the-tests-0123456789"
 WHO = {"author": "ana", "reason": "rehearsal"}
@@ -321,6 +325,21 @@ async def test_unknown_names_are_told_with_the_nearest(operator: Operator) -> No
     status, _, headers = await operator.ask("DELETE", "/v1/rooms/sale")
     assert status == 405
     assert "PATCH" in headers["Allow"]
+
+
+def test_the_reference_has_every_request_and_every_state() -> None:
+    """docs/cli.md lists each path with its methods, whether it needs the token, and each state of a room."""
+    text = (ROOT / "docs" / "cli.md").read_text()
+    store = Store("unix:///none", "test")
+    listed = dict(re.findall(r"^\| `(?:GET|PATCH|POST) (/[^`?]*).*\| (yes|no) \|$", text, re.MULTILINE))
+    paths = {
+        re.sub(r"\{name\}", "<name>", resource.canonical).replace("{action}", "pause")
+        for resource in application({}, store, Telemetry([]), TOKEN).router.resources()
+    }
+    assert listed.keys() == paths
+    assert {path for path, token in listed.items() if token == "no"} == OPEN
+    states = set(re.findall(r"^\| `([a-z ]+)` \| ", text, re.MULTILINE))
+    assert states == {"starting", "store lost", "stalled", "off", "paused", "draining", "queueing", "open"}
 
 
 async def test_metrics_speak_the_format_that_is_asked_for(operator: Operator) -> None:

@@ -187,7 +187,7 @@ def judge_machine(settings: Settings, files: int, somaxconn: int | None) -> Find
         mend = f"sysctl -w net.core.somaxconn={BACKLOG}"
         yield Finding(Level.WARNING, "backlog", f"net.core.somaxconn is {somaxconn}", why, mend)
     if find_spec("uvloop") is None:
-        why = "Without it a gateway carries about half the load."
+        why = "Without it a gateway carries less than was measured for it."
         yield Finding(Level.WARNING, "event loop", "uvloop is not installed", why, "pip install uvloop")
     else:
         yield Finding(Level.OK, "event loop", "uvloop is installed")
