@@ -262,7 +262,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 def test_scripts_do_what_the_model_says(url: str) -> None:
     """In every order of events the scripts answer, count and call as the model does."""
-    examples = int(os.environ.get("WAITINGROOM_TEST_EXAMPLES", "40"))
+    examples = int(os.environ.get("WAITINGROOM_TEST_EXAMPLES", "60"))
     profile = settings(
         max_examples=examples,
         stateful_step_count=40,
