@@ -37,6 +37,7 @@ private_listen = "127.0.0.1:0"
 url = "{url}"
 data = "{data}"
 tick = "200ms"
+timeout = "1s"
 [tokens]
 keys = ["a key for the tests, of more than 32 bytes"]
 [admin]
@@ -372,7 +373,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 async def test_losing_the_store_is_told_without_losing_readiness(operator: Operator, valkey_url: str) -> None:
     """Once warm, a gateway stays ready without its store; the admin API says 503 and when to retry."""
     async with redis.Redis.from_url(valkey_url) as client:
-        await client.client_pause(1500)
+        await client.client_pause(2500)
     asked = [
         ("GET", "/v1/rooms/sale", None),
         ("POST", "/v1/rooms/sale/pause", WHO),

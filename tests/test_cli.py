@@ -38,6 +38,7 @@ private_listen = "127.0.0.1:0"
 url = "embedded"
 data = "{data}"
 tick = "200ms"
+timeout = "2s"
 [[rooms]]
 name = "sale"
 upstream = "http://127.0.0.1:{upstream}"
@@ -125,6 +126,7 @@ def shell(started: tuple[Gateway, str]) -> Shell:
     """A terminal beside a running gateway whose room is as it was in the beginning."""
     shell = Shell(*started)
     shell.run("room", "resume", "sale", "--reason", "next test")
+    wait_for(lambda: shell.run("status", "--once").stdout.startswith("sale: open"))
     return shell
 
 
