@@ -131,9 +131,9 @@ class Visitor:
         """Whether the last navigation reached the storefront."""
         return self.reply.status == 200 and not self.reply.state
 
-    async def visit(self, path: str = "/sale") -> Reply:
+    async def visit(self, path: str = "/sale", accept: str = "text/html") -> Reply:
         """Navigate."""
-        return await self._ask("GET", path)
+        return await self._ask("GET", path, accept)
 
     async def poll(self) -> dict[str, Any]:
         """Ask for the status document."""
@@ -143,8 +143,8 @@ class Visitor:
         """Give up the place or the seat."""
         await self._ask("POST", "/.waitingroom/leave?room=sale")
 
-    async def _ask(self, method: str, target: str) -> Reply:
-        lines = ["Host: shop.test", f"X-Visitor: {self.name}", "Accept: text/html"]
+    async def _ask(self, method: str, target: str, accept: str = "*/*") -> Reply:
+        lines = ["Host: shop.test", f"X-Visitor: {self.name}", f"Accept: {accept}"]
         lines += [f"Cookie: theme=dark; {self.cookie}"] if self.cookie else []
         for _ in self.fleet.diallers:
             try:

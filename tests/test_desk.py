@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from waitingroom.desk import MOST_SEEN, STALE, Desk, HandIn
-from waitingroom.room import LANE, Line, Method, Room, Snapshot, State
+from waitingroom.room import LANE, Line, Method, Room, Snapshot, State, Totals
 from waitingroom.tickets import Token, Use
 
 ROOM = Room(name="sale", total_active_users=10, session_duration=300.0)
@@ -215,3 +215,25 @@ def test_a_cold_desk_believes_passes_and_promises_nothing() -> None:
     assert not desk.warm
     assert desk.holds(seat(), NOW)
     assert desk.poll(ticket(3), NOW, 0.0).state is State.UNAVAILABLE
+
+
+def test_who_came_a_moment_ago_counts_at_once() -> None:
+    """Numbers that the line cannot show yet count as people in front; who entered or left here does not."""
+    desk = opened()
+    assert [desk.look(number, NOW, 0.0).position for number in (10, 12, 209)] == [8, 10, 207]
+    desk.enter(seat(10))
+    desk.enter(seat(10))
+    desk.leave(ticket(11), NOW)
+    assert desk.look(12, NOW, 0.0).position == 8
+    for seconds in (1, 4):
+        clock = CLOCK + 1000 * seconds
+        desk.absorb(ROOM, told(clock=clock, issued=209, totals=Totals(joined=200)), HandIn(), SENT + seconds)
+        assert desk.look(209, SENT + seconds, 0.0).position == (205 if seconds == 1 else 8)
+
+
+def test_numbers_that_a_new_store_leaves_out_are_nobody() -> None:
+    """A store that begins anew far above makes no line of the numbers between."""
+    desk = opened()
+    assert desk.look(1_790_000_000_001, NOW, 0.0).position == 8
+    desk.absorb(ROOM, told(clock=CLOCK + 1000, issued=1_790_000_000_002), HandIn(), SENT + 1)
+    assert desk.look(1_790_000_000_004, NOW, 0.0).position == 9

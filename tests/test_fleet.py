@@ -64,6 +64,19 @@ async def queue_up(fleet: Fleet, visitors: list[Visitor]) -> None:
     await eventually(seen, 20)
 
 
+def in_line_by_number(visitors: list[Visitor]) -> Callable[[], Awaitable[bool]]:
+    """A condition: each of these is told the position that their number gives them among the others."""
+
+    async def holds() -> bool:
+        numbers = sorted(visitor.number for visitor in visitors)
+        told = [await visitor.poll() for visitor in visitors]
+        return [1 + numbers.index(visitor.number) for visitor in visitors] == [
+            document["position"] for document in told
+        ]
+
+    return holds
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 async def test_crowd_enters_by_number(tmp_path: Path, valkey_url: str, free_port: Port) -> None:
@@ -108,7 +121,7 @@ async def test_one_claim_at_two_gateways(tmp_path: Path, valkey_url: str, free_p
         assert twin.inside
         snapshot = await fleet.snapshot()
         assert (snapshot.inside, snapshot.offered, snapshot.waiting) == (2, 0, 1)
-        assert (await dora.poll())["position"] == 1
+        await eventually(in_line_by_number([dora]))
         await cleo.leave()
         await asyncio.wait_for(dora.enter(), 10)
 
@@ -137,6 +150,21 @@ async def test_newcomers_do_not_barge(tmp_path: Path, valkey_url: str, free_port
         assert [seen.visitor for seen in fleet.log()] == [ada.name, bob.name]
 
 
+async def test_position_told_at_joining_does_not_grow(
+    tmp_path: Path, valkey_url: str, free_port: Port
+) -> None:
+    """Of 200 who come in the same moment, each is told at once a position that will not turn out too good."""
+    async with running(tmp_path, valkey_url, free_port, 1.0, total_active_users=1) as fleet:
+        ada, *crowd = fleet.visitors(201)
+        await ada.enter()
+        await ada.visit()
+        await asyncio.gather(*(visitor.visit(accept="application/json") for visitor in crowd))
+        told = {visitor.number: visitor.reply.document["position"] for visitor in crowd}
+        ranks = {number: rank for rank, number in enumerate(sorted(told), 1)}
+        assert all(ranks[number] <= told[number] <= ranks[number] + 1 for number in told)
+        await eventually(in_line_by_number(crowd), 10)
+
+
 async def test_unused_rate_is_not_banked(tmp_path: Path, valkey_url: str, free_port: Port) -> None:
     """After three seconds without anybody a burst gets one tick's worth of seats, then the rate."""
     rate, tick = 20, 0.5
@@ -153,19 +181,6 @@ async def test_unused_rate_is_not_banked(tmp_path: Path, valkey_url: str, free_p
         entries = [start for start, _ in stays(fleet.log()).values()]
         assert len(entries) == 60
         assert most_over(entries, rate) <= rate * tick + rate * TRAVEL
-
-
-def in_line_by_number(visitors: list[Visitor]) -> Callable[[], Awaitable[bool]]:
-    """A condition: each of these is told the position that their number gives them among the others."""
-
-    async def holds() -> bool:
-        numbers = sorted(visitor.number for visitor in visitors)
-        told = [await visitor.poll() for visitor in visitors]
-        return [1 + numbers.index(visitor.number) for visitor in visitors] == [
-            document["position"] for document in told
-        ]
-
-    return holds
 
 
 async def test_places_survive_gateways(tmp_path: Path, valkey_url: str, free_port: Port) -> None:

@@ -4,10 +4,12 @@ Requests are decided from a `Desk` alone: it holds the last snapshot and gathers
 No clock of its own: `now` is monotonic seconds, and the room's clock is judged from the last tick.
 """
 
+from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from waitingroom.room import LATEST, SOONEST, Method, Room, Snapshot, State, Status, seen_number
+from waitingroom.room import LATEST, SEGMENT, SOONEST, Method, Room, Snapshot, State, Status, seen_number
 from waitingroom.tickets import Token, Use
 
 MOST_REMEMBERED = 200_000
@@ -15,6 +17,9 @@ MOST_REMEMBERED = 200_000
 
 STALE = 5.0
 """Seconds without an answer of the store after which a place is only said to be kept."""
+
+SETTLED = 3000
+"""Milliseconds after which whoever took a number has polled, and the line shows them."""
 
 MOST_SEEN = 20_000
 """Numbers seen that one tick carries, so that none holds the store up; the rest goes with the next."""
@@ -60,6 +65,8 @@ class Desk:
         self._missed: set[int] = set()
         self._ended: dict[str, int] = {}
         self._leases: dict[str, int] = {}
+        self._issued: deque[tuple[int, int, int]] = deque()
+        self._gone: list[int] = []
 
     @property
     def warm(self) -> bool:
@@ -98,7 +105,7 @@ class Desk:
         if snapshot.epoch != self.snapshot.epoch:
             # What was gathered during the tick speaks of numbers and seats that are void by now.
             self.hand_in = HandIn()
-            for gathered in (self._spent, self._missed, self._ended, self._leases):
+            for gathered in (self._spent, self._missed, self._ended, self._leases, self._issued):
                 gathered.clear()
         self.room, self.snapshot, self._at = room, snapshot, sent
         # A pass may have been given under an earlier, longer session.
@@ -110,7 +117,37 @@ class Desk:
         self._ended |= dict.fromkeys(snapshot.ended, snapshot.clock)
         if snapshot.lease_end is not None:
             self._leases |= dict.fromkeys(handed_in.touched, snapshot.lease_end)
+        self._settle()
         self._forget(snapshot.clock)
+
+    def _settle(self) -> None:
+        seen = self.snapshot
+        if self._issued:
+            _, issued, joined = self._issued[-1]
+            if seen.issued - issued != seen.totals.joined - joined:
+                # The store began anew and left numbers out; nobody has those.
+                self._issued.clear()
+        self._issued.append((seen.clock, seen.issued, seen.totals.joined))
+        while len(self._issued) > 1 and self._issued[1][0] <= seen.clock - SETTLED:
+            self._issued.popleft()
+        del self._gone[: bisect_right(self._gone, self._issued[0][1])]
+
+    def _over(self, number: int) -> None:
+        at = bisect_left(self._gone, number)
+        if self._issued and number > self._issued[0][1] and self._gone[at : at + 1] != [number]:
+            self._gone.insert(at, number)
+
+    def _unheard(self, number: int) -> int:
+        """People in front of `number` who took theirs too lately for the line to show them.
+
+        Never too few, so that the position that is shown need not grow: for a few seconds, who entered or
+        left at another gateway still counts.
+        """
+        if not self._issued or number <= self._issued[0][1] or number > self.snapshot.issued + SEGMENT:
+            return 0
+        settled, line = self._issued[0][1], self.snapshot.line
+        gone = bisect_left(self._gone, number)
+        return max(0, number - settled - 1 - gone - line.ahead(number) + line.ahead(settled + 1))
 
     def _remember(self, gathered: set[int], numbers: Iterable[int]) -> None:
         if len(gathered) > MOST_REMEMBERED:
@@ -166,6 +203,7 @@ class Desk:
         self.hand_in.touched.discard(token.seat)
         self._leases.pop(token.seat, None)
         self._ended[token.seat] = self.clock(now)
+        self._over(token.number)
 
     def poll(self, token: Token, now: float, jitter: float, shown: int | None = None) -> Status:
         """What the holder of a ticket is told; that they asked is handed in."""
@@ -186,7 +224,7 @@ class Desk:
 
     def look(self, number: int, now: float, jitter: float, shown: int | None = None) -> Status:
         """The same without handing anything in: who has just joined is present once their cookie is back."""
-        status = seen_number(self.snapshot, number, jitter, self.room, shown)
+        status = seen_number(self.snapshot, number, jitter, self.room, shown, self._unheard(number))
         if self.stale(now):
             return replace(status, state=State.UNAVAILABLE, low=None, high=None, until=None, poll_after=STALE)
         return status
@@ -194,6 +232,7 @@ class Desk:
     def enter(self, token: Token) -> None:
         """The store has given a seat up to the end of this pass."""
         self._leases[token.seat] = token.end
+        self._over(token.number)
 
     def say(self, state: State, *, poll_after: float = SOONEST, until: float | None = None) -> Status:
         """A status that does not depend on a number."""

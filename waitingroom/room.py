@@ -376,14 +376,14 @@ def shown_position(true: int, shown: int | None) -> int:
 
 
 def seen_number(
-    snapshot: Snapshot, number: int, jitter: float, room: Room, shown: int | None = None
+    snapshot: Snapshot, number: int, jitter: float, room: Room, shown: int | None = None, unheard: int = 0
 ) -> Status:
-    """What the holder of a waiting `number` is told, from the snapshot alone."""
+    """What the holder of a waiting `number` is told; the line does not show `unheard` more in front."""
     deadline = snapshot.offers.get(number)
     if deadline is not None:
         left = max(0.0, (deadline - snapshot.clock) / 1000)
         return Status(room.name, State.YOUR_TURN, poll_after=SOONEST, until=left, message=room.message)
-    ahead = snapshot.line.ahead(number)
+    ahead = snapshot.line.ahead(number) + unheard
     wait = estimate_wait(room, snapshot.pace, ahead)
     low, high = wait or (None, None)
     return Status(
