@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import re
 from base64 import b64encode
 from dataclasses import replace
@@ -468,7 +469,7 @@ def test_page_with_the_largest_logo_is_small_enough(tmp_path: Path) -> None:
     ("data", "complaint"),
     [
         (b"GIF89a", "neither SVG, PNG nor WebP"),
-        (SVG + b" " * 9000, "bytes, more than the 6144"),
+        (SVG + b" " * 9000, "more than the 6144 bytes"),
         (SVG.replace(b"<circle", b"<script>alert(1)</script><circle"), "run no script"),
         (SVG.replace(b"<circle", b'<circle onclick="x()"'), "run no script"),
         (SVG.replace(b"<circle", b'<image href="https://x.example/a.png"/><circle'), "load nothing"),
@@ -482,6 +483,14 @@ def test_unfit_logo_is_refused_with_the_reason(tmp_path: Path, data: bytes | Non
         logo.write_bytes(data)
     with pytest.raises(ValueError, match=complaint):
         branding.logo_url(str(logo))
+
+
+def test_logo_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """What is no file is refused at once; opening it would wait for whoever writes there."""
+    pipe = tmp_path / "logo.svg"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="is not a file"):
+        branding.logo_url(str(pipe))
 
 
 @given(

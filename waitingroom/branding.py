@@ -108,13 +108,11 @@ def logo_url(path: str) -> str:
             than draw.
     """
     try:
-        data = Path(path).read_bytes()
+        data = _read(Path(path))
     except OSError as error:
         raise ValueError(f"shop_logo {path} cannot be read: {error.strerror}") from error
     if len(data) > LOGO_LIMIT:
-        raise ValueError(
-            f"shop_logo {path} has {len(data)} bytes, more than the {LOGO_LIMIT} that fit into the page"
-        )
+        raise ValueError(f"shop_logo {path} has more than the {LOGO_LIMIT} bytes that fit into the page")
     kind = _image_type(data)
     if kind is None:
         raise ValueError(f"shop_logo {path} is neither SVG, PNG nor WebP")
@@ -124,6 +122,14 @@ def logo_url(path: str) -> str:
             "but run no script and load nothing"
         )
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _read(path: Path) -> bytes:
+    """The beginning of a file, enough to tell that it is too long; a pipe or device is never waited for."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"shop_logo {path} is not a file")
+    with path.open("rb") as file:
+        return file.read(LOGO_LIMIT + 1)
 
 
 def _image_type(data: bytes) -> str | None:
