@@ -88,12 +88,14 @@ async def test_a_pass_that_ends_just_as_the_store_falls_silent_still_counts(
     async with house(valkey_url, tmp_path, server=QUICK, session_duration=10.0) as shop:
         inside = await shop.enter()
         await inside.visit()
+        seat = inside.token.seat
         await shop.pass_time(8)
         with silent(valkey_url):
             shop.silence(4)
             assert (await inside.visit()).inside
         await shop.pass_time(9)
         assert (await inside.visit()).inside
+        assert inside.token.seat == seat
 
 
 @asynccontextmanager

@@ -98,7 +98,7 @@ async def test_a_gateway_that_lags_behind_honours_the_next_epoch(valkey_url: str
         await shop.enter()
         await shop.change(epoch=2)
         await shop.tick(0)
-        await shop.enter()
+        assert (await shop.shopper().visit()).inside
         waiting = shop.shopper()
         assert (await waiting.visit()).state == "waiting"
         number = waiting.token.number
