@@ -35,7 +35,7 @@ class WaitingRoom:
     answered: dict[tuple[str, int], list[Answer]] = field(default_factory=dict)
     limiters: dict[str, float] = field(default_factory=lambda: {"offer": 0.0, "enter": 0.0})
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Totals.__slots__, 0))
-    candidates = called = bar_from = bar_until = calm_until = 0
+    candidates = called = called_before = passed = turned = bar_from = bar_until = calm_until = 0
     credit = 0.0
 
     def __post_init__(self) -> None:
@@ -71,7 +71,8 @@ class WaitingRoom:
             self.ended,
         ):
             everything.clear()
-        self.candidates = self.called = self.bar_from = self.bar_until = 0
+        self.candidates = self.bar_from = self.bar_until = 0
+        self.called = self.called_before = self.passed = 0
         self.epoch = self.room.epoch
 
     @property
@@ -209,6 +210,8 @@ class WaitingRoom:
     ) -> tuple[list[int], list[int]]:
         """One exchange of a gateway; returns which numbers seen are spent, and which missed their turn."""
         self._advance(time)
+        if self.period != self.turned:  # who is below a number called a while ago was passed over
+            self.passed, self.called_before, self.turned = self.called_before, self.called, self.period
         spent: list[int] = []
         missed: list[int] = []
         if epoch == self.room.epoch:
@@ -269,14 +272,14 @@ class WaitingRoom:
         """Call the lowest numbers for whom there are seats; who returns to an old place shares by halves."""
         seats = min(self.free_seats(), self._allowed("offer"))
         able = [n for n in self.waiting(RECENT) if n not in self.held]
-        returning = [n for n in able if n <= self.called]
-        regular = [n for n in able if n > self.called]
+        returning = [n for n in able if n <= self.passed]
+        regular = [n for n in able if n > self.passed]
         back, fresh = self._shares(seats, len(returning), len(regular))
         for n in returning[:back] + regular[:fresh]:
             self.gone.add(n)
             self.offers[n] = self.clock + self.claim_window
         if fresh:
-            self.called = regular[fresh - 1]
+            self.called = max(self.called, regular[fresh - 1])
         if back + fresh:
             self._spend("offer", back + fresh)
         self.totals["offered"] += back + fresh

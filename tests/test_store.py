@@ -260,9 +260,9 @@ async def test_hidden_tab_keeps_place_and_candidacy(gateway: Opener) -> None:
 async def test_people_who_return_take_at_most_half_while_others_wait(gateway: Opener) -> None:
     """Old places that come back in a crowd share the seats by halves with those who waited all along."""
     at = await gateway(total_active_users=1000, new_users_per_minute=60)
-    tickets = await queue(at, 80)
+    tickets = await queue(at, 160)
     away, patient = tickets[:40:2], tickets[1:40:2] + tickets[40:]
-    await at.pass_time(75, patient)
+    await at.pass_time(105, patient)
     before = set(at.snapshot.offers)
     for _ in range(20):
         at.clock.advance(1000)
@@ -278,9 +278,20 @@ async def test_seats_that_nobody_else_wants_go_to_people_who_return(gateway: Ope
     at = await gateway(total_active_users=12)
     *away, last = await queue(at, 21)
     await at.tick([last])
+    await at.pass_time(31, [])
     others = await queue(at, 2)
     snapshot = await at.tick(here=away, seen=others)
     assert sorted(snapshot.offers) == [n.number for n in (*away[:9], last, *others)]
+
+
+async def test_a_late_first_poll_does_not_make_a_newcomer_one_who_returns(gateway: Opener) -> None:
+    """Whoever is first heard of a few seconds after a higher number was called is simply next."""
+    at = await gateway(total_active_users=12)
+    *late, early = await queue(at, 21)
+    await at.tick([early])
+    others = await queue(at, 2)
+    snapshot = await at.tick([*late, *others])
+    assert sorted(snapshot.offers) == [n.number for n in (*late[:11], early)]
 
 
 async def test_one_tick_calls_thousands_lowest_first(gateway: Opener) -> None:

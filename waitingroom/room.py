@@ -361,13 +361,16 @@ def estimate_wait(room: Room, pace: float | None, ahead: int) -> tuple[float, fl
 def poll_after(low: float | None, ahead: int, jitter: float) -> float:
     """Seconds until asking again is of use: seldom far back, often near the front.
 
+    Whoever is near the front asks often, however slowly people are called: a seat that comes free is theirs.
+
     Args:
         low: shortest expected wait in seconds, None if unknown.
         ahead: people in front.
         jitter: a random number in [0, 1), so that visitors do not ask in step.
     """
-    wait = low if low is not None else float(min(ahead, 200))
-    return max(SOONEST, min(LATEST, wait / 5) * (1 - 0.25 * jitter))
+    near = SOONEST + ahead / 5
+    seldom = near if low is None else min(near, low / 5)
+    return max(SOONEST, min(LATEST, seldom) * (1 - 0.25 * jitter))
 
 
 def shown_position(true: int, shown: int | None) -> int:

@@ -78,7 +78,9 @@ end
 local function wipe()
   redis.call('DEL', OFFERS, ACTIVE, TRIAL, ENDED)
   for i = HEAD + 1, #KEYS do redis.call('DEL', KEYS[i]) end
-  for _, name in ipairs({ 'bar_from', 'bar_until', 'candidates', 'called', 'reserve' }) do put(name, 0) end
+  for _, name in ipairs({ 'bar_from', 'bar_until', 'candidates', 'called', 'called_before', 'passed', 'reserve' }) do
+    put(name, 0)
+  end
   put('epoch', config.epoch)
 end
 

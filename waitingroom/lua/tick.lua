@@ -33,8 +33,13 @@ local function hand_in_touched()
 end
 
 -- A slot of the ring is emptied when its period begins: the room's clock need not run as fast as the TTLs.
+-- `passed` follows the highest number called by one to two periods: whoever is still below it was passed over,
+-- and is not just somebody whose first poll came in a little after a neighbour's.
 local function turn_ring()
   local period = math.floor(now / PERIOD)
+  if period == num('period') then return end
+  put('passed', num('called_before'))
+  put('called_before', num('called'))
   for p = math.max(num('period'), period - RING) + 1, period do
     for seg = call.first, call.last do redis.call('DEL', seen_key(seg, p)) end
   end
@@ -141,18 +146,18 @@ end
 -- Offers the free seats, lowest number first, and returns how many candidates are left without one.
 local function admit()
   local candidates, seats = 0, math.min(free_seats(), allowance('offer_tat'))
-  local returning, regular, called = {}, {}, num('called')
+  local returning, regular, passed = {}, {}, num('passed')
   for seg = call.first, call.last do
     local key = candidates_key(seg)
     candidates = candidates + bits(key, seg, RECENT, { gone_key(seg), held_key(seg) })
-    lowest(key, seg, 0, called, seats, returning)
-    lowest(key, seg, called + 1, num('issued'), seats, regular)
+    lowest(key, seg, 0, passed, seats, returning)
+    lowest(key, seg, passed + 1, num('issued'), seats, regular)
     redis.call('DEL', key)
   end
   local back, fresh = shares(seats, returning, regular)
   for i = 1, back do offer(returning[i]) end
   for i = 1, fresh do offer(regular[i]) end
-  if fresh > 0 then put('called', regular[fresh]) end
+  if fresh > 0 then put('called', math.max(num('called'), regular[fresh])) end
   if back + fresh > 0 then spend('offer_tat', back + fresh) end
   add('offered', back + fresh)
   return candidates - back - fresh
