@@ -27,6 +27,12 @@ FENCE = re.compile(r"^```(sh|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = {page.name: FENCE.findall(page.read_text()) for page in PAGES}
 WITH_COMMANDS = [name for name, blocks in BLOCKS.items() if any(language == "sh" for language, _ in blocks)]
 
+GATEWAY = """
+[[rooms]]
+name = "sale"
+upstream = "http://127.0.0.1:8000"
+"""
+
 FINDINGS = 1
 """Exit code of `waitingroom check` where it has found something, which depends on the machine."""
 
@@ -57,7 +63,7 @@ class Reader:
 
     def follow(self, command: str) -> None:
         """Run one command, which must do what the page says it does."""
-        words = shlex.split(command, comments=True)
+        words = shlex.split(command)
         if words[0] == "make":
             self._make(words[1:])
         elif words[0] == "git":
@@ -66,6 +72,12 @@ class Reader:
             self._serve(words)
         elif words[:2] == ["waitingroom", "demo"]:
             self._run([*words, "--seconds", "2", "--shoppers", "5", "--port", "0"])
+        elif words == ["waitingroom", "status"]:
+            self._watch(words)
+        elif words[0] == "curl":
+            self._run(
+                ["bash", "-c", command.replace("http://127.0.0.1:9090", self._url) + " --fail-with-body"]
+            )
         else:
             self._run(words, allowed=(0, FINDINGS) if words[1] == "check" else (0,))
 
@@ -78,6 +90,13 @@ class Reader:
         where = folder or self.folder
         done = subprocess.run(words, cwd=where, env=self._env, capture_output=True, text=True, check=False)
         assert done.returncode in allowed, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
+
+    def _watch(self, words: list[str]) -> None:
+        """What goes on until it is interrupted is right if it says something."""
+        with subprocess.Popen(words, cwd=self.folder, env=self._env, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            process.terminate()
 
     def _serve(self, words: list[str]) -> None:
         process = subprocess.Popen(words, cwd=self.folder, env=self._env, stdout=subprocess.DEVNULL)
@@ -104,6 +123,10 @@ async def test_commands_in_the_documentation_work(page: str, reader: Callable[[s
     host, port = await shop.start()
     try:
         follower = reader(f"http://{host}:{port}")
+        if "waitingroom serve" not in str(BLOCKS[page]) and "waitingroom " in str(BLOCKS[page]):
+            # A page that only speaks of a running gateway finds one.
+            follower.write(GATEWAY)
+            await asyncio.to_thread(follower.follow, "waitingroom serve --config waitingroom.toml")
         for language, text in BLOCKS[page]:
             if language == "toml":
                 follower.write(text)
