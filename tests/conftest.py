@@ -10,10 +10,16 @@ from pathlib import Path
 
 import pytest
 import redis
+import uvloop
 
 from waitingroom import embedded
 
 REDIS = Path("/usr/bin/redis-server")
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests on the event loop that the gateway runs on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 async def eventually(holds: Callable[[], bool | Awaitable[bool]], seconds: float = 5.0) -> None:

@@ -143,6 +143,7 @@ def test_setting_that_cannot_stand_is_named_with_its_remedy(text: str, where: st
     [
         ("WAITINGROOM__SERVER__LISTN", "x", "Did you mean listen?"),
         ("WAITINGROOM__SERVER__LISTEN", "8080", "Address for shoppers"),
+        ("WAITINGROOM__SERVER__LISTEN", "127.0.0.1:65536", "Address for shoppers"),
         ("WAITINGROOM__STORE__TICK", "often", "write for example 90s"),
         ("WAITINGROOM__SEVRER__LISTEN", "x", "Sections are server"),
         ("WAITINGROOM__SERVER", "x", "Sections are server"),

@@ -144,7 +144,7 @@ async def test_store_calls_by_path(valkey_url: str, tmp_path: Path) -> None:
         crowd = [shop.shopper() for _ in range(50)]
         await asyncio.gather(*(shopper.visit() for shopper in crowd))
         assert len({shopper.token.number for shopper in crowd}) == 50
-        assert 1 <= calls(valkey_url) <= 10
+        assert 1 <= calls(valkey_url) < 25
         await inside.leave()
         await shop.tick()
         calls(valkey_url)

@@ -50,7 +50,6 @@ async def test_no_start_without_a_key_that_gateways_can_share(
     ("server", "where"),
     [
         ({"listen": "192.0.2.1:8080"}, "[server] listen"),
-        ({"listen": "127.0.0.1:70000"}, "[server] listen"),
         ({"private_listen": "192.0.2.1:9090"}, "[server] private_listen"),
         ({"tls_certificate": "/nowhere.pem", "tls_key": "/nowhere.key"}, "[server] tls_certificate"),
     ],

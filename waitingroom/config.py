@@ -27,6 +27,9 @@ _RULES = ("ge", "gt", "le", "pattern", "max_length")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 
+# uvloop takes a port beyond the last one for one of the others.
+_ADDRESS = r"^\S+:(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])$"
+
 Network = IPv4Network | IPv6Network
 
 
@@ -42,9 +45,9 @@ class ConfigError(Exception):
 class Server:
     """[server]: the two listeners and their limits. Durations are seconds, sizes bytes."""
 
-    listen: str = setting("127.0.0.1:8080", "Address for shoppers.", pattern=r"^\S+:\d+$")
+    listen: str = setting("127.0.0.1:8080", "Address for shoppers.", pattern=_ADDRESS)
     private_listen: str = setting(
-        "127.0.0.1:9090", "Address for metrics, health, admin API and console.", pattern=r"^\S+:\d+$"
+        "127.0.0.1:9090", "Address for metrics, admin API, console.", pattern=_ADDRESS
     )
     trusted_proxies: tuple[str, ...] = setting((), "Networks whose forwarded headers count.")
     tls_certificate: str = setting(

@@ -205,7 +205,7 @@ class Server:
         loop = asyncio.get_running_loop()
         try:
             server = await loop.create_server(listener, host, port, ssl=_tls(self.settings), backlog=4096)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise _unusable("[server] listen", settings.listen, error, _ELSEWHERE) from None
         self.public_address = server.sockets[0].getsockname()[:2]
 
@@ -241,7 +241,7 @@ class Server:
         site = web.TCPSite(runner, host, port)
         try:
             await site.start()
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             where = "[server] private_listen"
             raise _unusable(where, self.settings.server.private_listen, error, _ELSEWHERE) from None
         self.private_address = runner.addresses[0][:2]
@@ -253,8 +253,8 @@ def parse_address(text: str) -> Address:
     return host.strip("[]"), int(port)
 
 
-def _unusable(where: str, what: str, error: OSError | OverflowError, remedy: str) -> ConfigError:
-    reason = getattr(error, "strerror", None) or str(error)
+def _unusable(where: str, what: str, error: OSError, remedy: str) -> ConfigError:
+    reason = error.strerror or str(error)
     return ConfigError(where, f"{what} cannot be used: {reason}.", remedy)
 
 
