@@ -46,13 +46,9 @@ class Server:
     """[server]: the two listeners and their limits. Durations are seconds, sizes bytes."""
 
     listen: str = setting("127.0.0.1:8080", "Address for shoppers.", pattern=_ADDRESS)
-    private_listen: str = setting(
-        "127.0.0.1:9090", "Address for metrics, admin API, console.", pattern=_ADDRESS
-    )
+    private_listen: str = setting("127.0.0.1:9090", "Address for metrics and admin API.", pattern=_ADDRESS)
     trusted_proxies: tuple[str, ...] = setting((), "Networks whose forwarded headers count.")
-    tls_certificate: str = setting(
-        "", "File with the certificate chain; with it shoppers are served over TLS."
-    )
+    tls_certificate: str = setting("", "File with the certificate chain; turns TLS on.")
     tls_key: str = setting("", "File with the private key of the certificate.")
     max_connections: int = setting(10_000, "Connections of shoppers at one time.", ge=1)
     max_head_bytes: int = setting(32_768, "Largest request line and headers.", ge=1024, le=1_048_576)
