@@ -9,8 +9,9 @@ from typing import Any, Self
 import redis
 
 from waitingroom.desk import HandIn
-from waitingroom.room import Answer, Knock, Room, Snapshot, seat_of
+from waitingroom.room import Answer, Knock, Room, Snapshot
 from waitingroom.store import Store
+from waitingroom.tickets import seat_of
 
 SOURCE = "local function store_time() return tonumber(redis.call('GET', 'test:clock')) end"
 

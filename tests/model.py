@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from waitingroom.room import SEGMENT, Answer, Entry, Knock, Room, Totals, seat_of
+from waitingroom.room import SEGMENT, Answer, Entry, Knock, Room, Totals
+from waitingroom.tickets import seat_of
 
 PERIOD = 15_000  # people are noted as heard of in periods of this length
 RECENT = 75_000  # who was heard of within this may be called

@@ -19,13 +19,14 @@ from waitingroom.room import (
     Totals,
     bypasses,
     estimate_wait,
-    match_room,
     poll_after,
-    seat_of,
+    protects,
+    rank_rooms,
     seen_number,
     shown_position,
     smooth_pace,
 )
+from waitingroom.tickets import seat_of
 
 FIRST = 1_716_658
 EDGES = [
@@ -88,7 +89,7 @@ def test_most_specific_room_protects(host: str, path: str, found: str | None) ->
         Room(name="red", path="/sale/shoes/red"),
     ]
     for order in itertools.permutations(rooms):
-        room = match_room(order, host, path)
+        room = next((room for room in rank_rooms(order, host) if protects(room, path)), None)
         assert (room.name if room else None) == found
 
 

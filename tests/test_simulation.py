@@ -12,7 +12,8 @@ import redis
 
 from tests.clockwork import OPENING, Clock, Gateway, over_the_rate
 from waitingroom.desk import HandIn
-from waitingroom.room import Answer, Entry, Knock, Room, Snapshot, seat_of
+from waitingroom.room import Answer, Entry, Knock, Room, Snapshot
+from waitingroom.tickets import seat_of
 
 STEP = 500
 """Milliseconds; at each step another of two gateways ticks."""

@@ -20,8 +20,9 @@ from hypothesis.stateful import (
 from tests.clockwork import EDGE, OPENING, Clock
 from tests.model import WaitingRoom
 from waitingroom.desk import HandIn
-from waitingroom.room import Answer, Knock, Method, Room, Snapshot, seat_of
+from waitingroom.room import Answer, Knock, Method, Room, Snapshot
 from waitingroom.store import Store
+from waitingroom.tickets import seat_of
 
 GATEWAYS = ("a", "b", "c")
 SMALL = Room(

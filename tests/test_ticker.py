@@ -45,7 +45,7 @@ async def test_an_unanswered_tick_hands_in_again(valkey_url: str, tmp_path: Path
     async with house(valkey_url, tmp_path) as shop:
         server, desk = shop.gateways[0], shop.desk()
         away = Store("unix:///nowhere.sock", "a", timeout=0.1, clock=SOURCE)
-        cut_off = Ticker(server._desks, away, server._telemetry, server._repaint)
+        cut_off = Ticker(server._desks, away, server._telemetry, server._changed)
         desk.hand_in = HandIn(seen={1}, here={1}, touched={"main:1:v"}, left={"main:2:v"})
         with pytest.raises(StoreUnavailableError):
             await cut_off.tick(desk)

@@ -39,42 +39,43 @@ class Visit:
     Attributes:
         started: when it came, on the event loop's clock.
         path: the path as an origin may read it.
+        ours: what is asked for under our own paths, None if the storefront is.
         desk: the room that it is for, None if no room protects it.
         token: what its cookie proves, as far as it is believed; `cookie` is the name that it came under.
     """
 
-    __slots__ = ("client", "cookie", "desk", "exchange", "path", "started", "token")
+    __slots__ = ("_form", "client", "cookie", "desk", "exchange", "ours", "path", "started", "token")
 
     def __init__(self, exchange: Exchange, started: float) -> None:
         self.exchange = exchange
         self.client: Client = exchange.client
         self.path = plain_path(exchange.head.path)
         self.started = started
+        path = f"{self.path}/"
+        self.ours = self.path[len(OURS) :] if path.startswith(OURS) else None
         self.desk: Desk
         self.token: Token | None = None
+        self._form: Form | None = None
         self.cookie = b""
 
     @property
     def form(self) -> Form:
         """The form in which the visitor can be told something."""
-        head = self.exchange.head
-        return negotiate(
-            head.method,
-            head.get(b"accept") or b"",
-            dest=head.get(b"sec-fetch-dest") or b"",
-            mode=head.get(b"sec-fetch-mode") or b"",
-            purpose=head.get(b"sec-purpose") or b"",
-        )
+        if self._form is None:
+            head = self.exchange.head
+            self._form = negotiate(
+                head.method,
+                head.get(b"accept") or b"",
+                dest=head.get(b"sec-fetch-dest") or b"",
+                mode=head.get(b"sec-fetch-mode") or b"",
+                purpose=head.get(b"sec-purpose") or b"",
+            )
+        return self._form
 
     @property
     def target(self) -> str:
         """Path and query, as they were asked for."""
         return self.exchange.head.path.decode("latin-1")
-
-    @property
-    def ours(self) -> str | None:
-        """What is asked for under our own paths, None if the storefront is."""
-        return self.path[len(OURS) :] if f"{self.path}/".startswith(OURS) else None
 
 
 class Answers:

@@ -82,6 +82,7 @@ class Exchange:
         self.peer = channel.peer
         self.scheme = channel.scheme
         self._channel: Channel | None = channel
+        self._client: Client | None = None
 
     @property
     def tls(self) -> bool:
@@ -91,9 +92,11 @@ class Exchange:
     @property
     def client(self) -> Client:
         """Who asked, behind trusted proxies."""
-        if self._channel is None:
-            return Client(self.peer, self.scheme, self.head.host)
-        return self._channel.client(self.head)
+        if self._client is None:
+            channel = self._channel
+            bare = Client(self.peer, self.scheme, self.head.host)
+            self._client = bare if channel is None else channel.client(self.head)
+        return self._client
 
     def respond(
         self, status: int, headers: bytes | Iterable[tuple[str, str]] = b"", body: bytes = b""

@@ -21,7 +21,7 @@ from waitingroom.heads import ResponseHead
 from waitingroom.logs import Verdict
 from waitingroom.pages import Form
 from waitingroom.proxy import Failure, Outcome, Upstream
-from waitingroom.room import Answer, Entry, Knock, Method, State, bypasses, match_room
+from waitingroom.room import Answer, Entry, Knock, Method, State, bypasses, protects, rank_rooms
 from waitingroom.store import Store, StoreUnavailableError, UnknownRoomError
 from waitingroom.telemetry import OriginError, Telemetry
 from waitingroom.tickets import InvalidTokenError, Keyring, Token, Use, cookie_name, cookie_names
@@ -40,6 +40,9 @@ _log = structlog.get_logger()
 
 MOST_VERIFIED = 65_536
 """Tokens whose verification is remembered."""
+
+MOST_ROUTES = 1024
+"""Host headers for which it is remembered which rooms they may mean."""
 
 COMMANDS: Final = (b"waiting-room-command", b"cf-waiting-room-command")
 
@@ -91,6 +94,7 @@ class Gateway:
         self._wall = wall
         self._jitter = jitter
         self._verified: dict[tuple[str, bytes], Token] = {}
+        self._routes: dict[bytes, list[Desk]] = {}
         # Passes on their way with an answer that the origin may yet fail to give.
         self._under_way: dict[Exchange, bytes] = {}
         self._loop = asyncio.get_running_loop()
@@ -127,12 +131,27 @@ class Gateway:
             if name is not None:
                 return self._desks.get(name.decode("latin-1"))
             path = "/"
-        room = match_room((desk.room for desk in self._desks.values()), host_of(visit.client.host), path)
-        return None if room is None else self._desks[room.name]
+        for desk in self._routes.get(visit.client.host) or self._ranked(visit.client.host):
+            if protects(desk.room, path):
+                return desk
+        return None
+
+    def _ranked(self, authority: bytes) -> list[Desk]:
+        rooms = rank_rooms((desk.room for desk in self._desks.values()), host_of(authority))
+        if len(self._routes) >= MOST_ROUTES:
+            self._routes.clear()
+        self._routes[authority] = ranked = [self._desks[room.name] for room in rooms]
+        return ranked
+
+    def reroute(self) -> None:
+        """Look at the rooms anew: one of them has changed."""
+        self._routes.clear()
 
     def _goes_round(self, visit: Visit) -> bool:
         room = visit.desk.room
         # Only a path that cannot be read in two ways may go round the queue.
+        if not room.bypass_paths:
+            return visit.desk.off
         plain = visit.exchange.head.path.partition(b"?")[0] == visit.path.encode()
         return visit.desk.off or (plain and bypasses(room, visit.path))
 

@@ -33,6 +33,9 @@ PIECE_LINES = 512
 
 LONGEST_PATH = 512
 
+MOST_HASHES = 65_536
+"""Visitors whose hash is remembered."""
+
 LEVELS = ("debug", "info", "warning", "error")
 
 Verdict = Literal[
@@ -167,6 +170,7 @@ class RequestLog:
         self._poll_sample = poll_sample
         self._polls = 0
         self._visitor_key = visitor_key or secrets.token_bytes(32)
+        self._hashes: dict[str, str] = {}
         self._second = 0
         self._stamp = ""
 
@@ -201,12 +205,17 @@ class RequestLog:
         if origin_seconds is not None:
             line += f',"origin_ms":{origin_seconds * 1000:.1f}'
         if visitor is not None:
-            line += (
-                f',"visitor":"{blake2s(visitor.encode(), key=self._visitor_key, digest_size=6).hexdigest()}"'
-            )
+            line += f',"visitor":"{self._hashes.get(visitor) or self._hash(visitor)}"'
         if weight > 1:
             line += f',"weight":{weight}'
         return line + "}"
+
+    def _hash(self, visitor: str) -> str:
+        if len(self._hashes) >= MOST_HASHES:
+            self._hashes.clear()
+        hashed = blake2s(visitor.encode(), key=self._visitor_key, digest_size=6).hexdigest()
+        self._hashes[visitor] = hashed
+        return hashed
 
     def _timestamp(self, now: float) -> str:
         second = int(now)

@@ -186,11 +186,6 @@ class Answer:
     epoch: int = 1
 
 
-def seat_of(lane: str, number: int, visitor: str) -> str:
-    """The key of a seat: visitor and number together, so that no repeated number can share one."""
-    return f"{lane}:{number}:{visitor}"
-
-
 class Line:
     """The waiting bits of a room: who waits, by number, and how many people are in front of whom."""
 
@@ -309,15 +304,20 @@ class Snapshot:
         )
 
 
-def match_room(rooms: Iterable[Room], host: str, path: str) -> Room | None:
-    """The room that protects `path` on `host`: the longest path wins, a named host before any host."""
+def rank_rooms(rooms: Iterable[Room], host: str) -> list[Room]:
+    """The rooms that protect anything on `host`, the longest path first, a named host before any host."""
+    found = [room for room in rooms if not room.hosts or host in room.hosts]
+    return sorted(found, key=lambda room: (len(room.path), bool(room.hosts)), reverse=True)
 
-    def protects(room: Room) -> bool:
-        prefix = room.path.rstrip("/")
-        return (not room.hosts or host in room.hosts) and (path == prefix or path.startswith(prefix + "/"))
 
-    found = [room for room in rooms if protects(room)]
-    return max(found, key=lambda room: (len(room.path), bool(room.hosts)), default=None)
+def protects(room: Room, path: str) -> bool:
+    """Whether `path` lies under the room's."""
+    prefix = room.path
+    return (
+        prefix == "/"
+        or path.startswith(prefix if prefix[-1] == "/" else prefix + "/")
+        or path == prefix.rstrip("/")
+    )
 
 
 def bypasses(room: Room, path: str) -> bool:

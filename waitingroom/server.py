@@ -105,17 +105,27 @@ class Server:
                 remedy = "Change the setting, or leave it out."
                 raise ConfigError(f"room {room.name}", f"{error}.", remedy) from None
         self._desks = {room.name: Desk(await self._seeded(room)) for room in settings.rooms}
+        self._gateway = Gateway(
+            self._desks,
+            self._store,
+            Answers(self._pages, self._telemetry, time.time),
+            keyring,
+            self._telemetry,
+            upstream=self._upstream,
+            wall=time.time,
+            jitter=random.random,
+        )
         for desk in self._desks.values():
-            self._repaint(desk.room)
+            self._changed(desk.room)
         await self._start_ticking()
-        await self._listen(keyring)
+        await self._listen()
         await self._listen_privately()
         lag = LoopLag(asyncio.get_running_loop(), self._telemetry.loop_lag)
         self._stack.callback(lag.stop)
         _log.info("gateway_started", public=_shown(self.public_address), private=_shown(self.private_address))
 
-    def _repaint(self, room: Room) -> None:
-        """Show a changed room, but for what this machine cannot show, such as a logo that others have."""
+    def _changed(self, room: Room) -> None:
+        """Route to a changed room and show it, but for what only other machines have, such as a logo."""
         try:
             self._pages.update(room)
         except ValueError as error:
@@ -124,6 +134,7 @@ class Server:
             self._desks[room.name].room = replace(
                 room, shop_logo=plain.shop_logo, accent_color=plain.accent_color
             )
+        self._gateway.reroute()
 
     async def _open_store(self) -> Store:
         settings = self.settings.store
@@ -162,7 +173,7 @@ class Server:
 
     async def _start_ticking(self) -> None:
         self._ticker = Ticker(
-            self._desks, self._store, self._telemetry, self._repaint, self.settings.store.tick
+            self._desks, self._store, self._telemetry, self._changed, self.settings.store.tick
         )
         for desk in self._desks.values():
             await self._ticker.attempt(desk)
@@ -176,19 +187,8 @@ class Server:
 
         self._stack.push_async_callback(end)
 
-    async def _listen(self, keyring: Keyring) -> None:
+    async def _listen(self) -> None:
         settings = self.settings.server
-        gateway = Gateway(
-            self._desks,
-            self._store,
-            Answers(self._pages, self._telemetry, time.time),
-            keyring,
-            self._telemetry,
-            upstream=self._upstream,
-            wall=time.time,
-            jitter=random.random,
-        )
-        self._error_page = gateway.error_page
         self._stack.push_async_callback(self._close_upstreams)
         limits = Limits(
             head_bytes=settings.max_head_bytes,
@@ -198,7 +198,7 @@ class Server:
             body_idle_timeout=settings.body_timeout,
             connections=settings.max_connections,
         )
-        listener = Listener(gateway, limits, self.settings.trusted)
+        listener = Listener(self._gateway, limits, self.settings.trusted)
         self._telemetry.connections("shopper", lambda: listener.connections)
         self._telemetry.connections("origin", lambda: sum(up.pool.size for up in self._upstreams.values()))
         host, port = parse_address(settings.listen)
@@ -225,7 +225,9 @@ class Server:
                 first_byte_timeout=settings.first_byte_timeout,
                 idle_timeout=settings.body_timeout,
             )
-            upstream = self._upstreams[url] = Upstream(url, limits=limits, error_page=self._error_page)
+            upstream = self._upstreams[url] = Upstream(
+                url, limits=limits, error_page=self._gateway.error_page
+            )
         return upstream
 
     async def _close_upstreams(self) -> None:

@@ -7,8 +7,9 @@ for such edges; `end` is the room's own clock in milliseconds, which is what gat
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import jwt
@@ -41,6 +42,11 @@ class KeyTooShortError(ValueError):
     """A signing key of fewer than 32 bytes."""
 
 
+def seat_of(lane: str, number: int, visitor: str) -> str:
+    """The key of a seat: visitor and number together, so that no repeated number can share one."""
+    return f"{lane}:{number}:{visitor}"
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """A ticket or a pass.
@@ -48,6 +54,7 @@ class Token:
     Attributes:
         end: when it ends on the room's clock, in milliseconds.
         expires: the same in Unix seconds, as well as the signing gateway could tell.
+        seat: the key of the seat in the store.
     """
 
     use: Use
@@ -59,11 +66,11 @@ class Token:
     issued: int
     expires: int
     lane: str = LANE
+    seat: str = field(init=False, compare=False)
 
-    @property
-    def seat(self) -> str:
-        """The key of the seat in the store."""
-        return f"{self.lane}:{self.number}:{self.visitor}"
+    def __post_init__(self) -> None:
+        # Asked for several times in every request of somebody inside.
+        object.__setattr__(self, "seat", seat_of(self.lane, self.number, self.visitor))
 
     def __repr__(self) -> str:
         return f"<{self.use} {self.lane}:{self.number} of {self.room}, epoch {self.epoch}, ends {self.end}>"
@@ -173,6 +180,7 @@ def cookie_name(room: str, scheme: str, domain: str = "") -> str:
     return f"{'__Secure-' if domain else '__Host-'}wr-{room}"
 
 
+@lru_cache(maxsize=1024)
 def cookie_names(room: str) -> tuple[bytes, ...]:
     """Every name under which a room's cookie may come back, strictest first."""
     return tuple(f"{prefix}wr-{room}".encode() for prefix in ("__Host-", "__Secure-", ""))

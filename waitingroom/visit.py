@@ -1,7 +1,6 @@
 """What a request says about its visitor, and what its answer says back, as pure functions of bytes."""
 
 import re
-from collections.abc import Iterable
 from urllib.parse import quote, unquote_to_bytes
 
 from waitingroom.heads import Head, ResponseHead
@@ -55,15 +54,17 @@ def host_of(authority: bytes) -> str:
     return bare.decode("latin-1").lower().removesuffix(".")
 
 
-def cookies(head: Head, names: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
-    """Every cookie with one of `names`, as (name, value), the strictest name first."""
-    found: dict[bytes, list[bytes]] = {}
-    for line in head.get_all(b"cookie") if b"cookie" in head.notable else ():
+def cookies(head: Head, names: tuple[bytes, ...]) -> list[tuple[bytes, bytes]]:
+    """Every cookie with one of `names`, as (name, value), in the order of `names`."""
+    if b"cookie" not in head.notable:
+        return []
+    found = []
+    for line in head.get_all(b"cookie"):
         for pair in line.split(b";"):
             name, equals, value = pair.strip(b" \t").partition(b"=")
-            if equals:
-                found.setdefault(name, []).append(value.strip(b'"'))
-    return [(name, value) for name in names for value in found.get(name, ())]
+            if equals and name in names:
+                found.append((name, value.strip(b'"')))
+    return found if len(found) < 2 else sorted(found, key=lambda pair: names.index(pair[0]))  # noqa: PLR2004 - nothing to sort
 
 
 def set_cookie(room: Room, scheme: str, value: str, life: int) -> bytes:
