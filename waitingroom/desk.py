@@ -193,9 +193,11 @@ class Desk:
     def renewed(self, token: Token) -> int | None:
         """The new end for a pass that is worth signing again, None while the old one will do."""
         end = self._leases.get(token.seat)
-        if end is None or end - token.end < self.room.session_duration * 250:
-            return None
-        return end
+        return end if end is not None and self.outgrown(token.end, end) else None
+
+    def outgrown(self, old: int, new: int) -> bool:
+        """Whether a pass with the old end is worth replacing by one with the new: a quarter of a session."""
+        return new - old >= self.room.session_duration * 250
 
     def leave(self, token: Token, now: float) -> None:
         """Somebody gave up their place or seat, or the origin ended it."""

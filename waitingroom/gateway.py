@@ -38,11 +38,8 @@ from waitingroom.visit import (
 
 _log = structlog.get_logger()
 
-MOST_VERIFIED = 65_536
-"""Tokens whose verification is remembered."""
-
-MOST_ROUTES = 1024
-"""Host headers for which it is remembered which rooms they may mean."""
+MOST_REMEMBERED = 65_536
+"""Verified tokens, renewed passes and Host headers, each, whose meaning is remembered."""
 
 COMMANDS: Final = (b"waiting-room-command", b"cf-waiting-room-command")
 
@@ -95,6 +92,7 @@ class Gateway:
         self._jitter = jitter
         self._verified: dict[tuple[str, bytes], Token] = {}
         self._routes: dict[bytes, list[Desk]] = {}
+        self._renewals: dict[tuple[str, str, str], tuple[int, bytes]] = {}
         # Passes on their way with an answer that the origin may yet fail to give.
         self._under_way: dict[Exchange, bytes] = {}
         self._loop = asyncio.get_running_loop()
@@ -138,7 +136,7 @@ class Gateway:
 
     def _ranked(self, authority: bytes) -> list[Desk]:
         rooms = rank_rooms((desk.room for desk in self._desks.values()), host_of(authority))
-        if len(self._routes) >= MOST_ROUTES:
+        if len(self._routes) >= MOST_REMEMBERED:
             self._routes.clear()
         self._routes[authority] = ranked = [self._desks[room.name] for room in rooms]
         return ranked
@@ -174,7 +172,7 @@ class Gateway:
         token = self._verified.get((room, value))
         if token is None:
             token = self._keyring.verify(value, room)
-            if len(self._verified) >= MOST_VERIFIED:
+            if len(self._verified) >= MOST_REMEMBERED:
                 self._verified.clear()
             self._verified[room, value] = token
         return token
@@ -301,11 +299,18 @@ class Gateway:
         if shared:
             return b""
         end = desk.renewed(token)
-        if end is None:
-            return self._reissued(visit)
-        return self._cookie(
-            visit, self._minted(visit, Use.PASS, token.visitor, token.number, token.epoch, end)
-        )
+        return self._reissued(visit) if end is None else self._renewal(visit, token, end)
+
+    def _renewal(self, visit: Visit, token: Token, end: int) -> bytes:
+        """A pass up to `end`; the one that requests made at the same time were given will do as well."""
+        key = (token.room, token.seat, visit.client.scheme)
+        given = self._renewals.get(key)
+        if given is None or visit.desk.outgrown(given[0], end):
+            renewed = self._minted(visit, Use.PASS, token.visitor, token.number, token.epoch, end)
+            if len(self._renewals) >= MOST_REMEMBERED:
+                self._renewals.clear()
+            given = self._renewals[key] = (end, self._cookie(visit, renewed))
+        return given[1]
 
     def _on_done(self, visit: Visit, verdict: Verdict, outcome: Outcome) -> None:
         self._under_way.pop(visit.exchange, None)

@@ -109,8 +109,9 @@ class LogWriter:
             self._closing.wait(GATHER_S)
             # Cleared before draining: a line that comes now is either drained or wakes the next round.
             self._wake.clear()
-            while self._lines:
-                self._put([self._lines.popleft() for _ in range(min(len(self._lines), PIECE_LINES))])
+            # Only what is there now: to go on while lines come would be to write each by itself.
+            for left in range(len(self._lines), 0, -PIECE_LINES):
+                self._put([self._lines.popleft() for _ in range(min(left, PIECE_LINES))])
 
     def _put(self, lines: list[str]) -> None:
         left = memoryview("".join(lines).encode(errors="backslashreplace"))
