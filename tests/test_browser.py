@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page
 
-from tests.conftest import eventually
-from tests.test_page_browser import CHROMIUM, QUIET
+from tests.conftest import CHROMIUM, eventually
 from waitingroom.config import load_text
 from waitingroom.server import Server
 
@@ -63,15 +62,6 @@ def says(page: Page, selector: str, text: str) -> Callable[[], Awaitable[bool]]:
         return await page.text_content(selector) == text
 
     return holds
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    """One Chromium for all tests."""
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        await chromium.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

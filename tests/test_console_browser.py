@@ -9,10 +9,10 @@ import axe_core_python
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
+from tests.conftest import CHROMIUM, QUIET
 from tests.test_admin import TOKEN, gateway
 from waitingroom.server import Server
 
-CHROMIUM = Path("/usr/bin/chromium")
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 
@@ -37,7 +37,7 @@ async def violations(page: Page) -> list[Any]:
 async def page() -> AsyncIterator[Page]:
     """A page that must not complain."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = await browser.new_page(viewport={"width": 1100, "height": 700})
         page.set_default_timeout(5000)
         yield page

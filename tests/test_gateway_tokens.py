@@ -142,6 +142,22 @@ async def test_a_pass_is_renewed_while_its_shopper_is_active(valkey_url: str, tm
         await shop.pass_time(900, inside=[shopper])
 
 
+async def test_requests_at_one_time_are_given_one_renewed_pass(valkey_url: str, tmp_path: Path) -> None:
+    """A page and its pictures, all sent with the old pass, do not bring a new one each."""
+    async with house(valkey_url, tmp_path) as shop:
+        shopper = await shop.enter()
+        await shopper.visit()
+        await shop.pass_time(90)
+        await shopper.visit()
+        await shop.tick()
+        old = dict(shopper.jar)
+        given = set()
+        for _ in range(5):
+            shopper.jar = dict(old)
+            given |= set((await shopper.visit()).cookies)
+        assert len(given) == 1
+
+
 async def test_no_pass_stays_in_a_cache_that_serves_everybody(valkey_url: str, tmp_path: Path) -> None:
     """A public answer never carries a renewed pass; one that must carry a first pass is made private."""
     async with house(valkey_url, tmp_path) as shop:

@@ -102,7 +102,7 @@ METRICS = (
         LATENCIES,
     ),
     Row("origin_errors_total", "counter", "Forwarded requests that the origin failed.", ("room", "kind")),
-    Row("tickets_rejected_total", "counter", "Cookies of ours that did not verify.", ("reason",)),
+    Row("tickets_rejected_total", "counter", "Cookies of ours that proved nothing.", ("reason",)),
     Row("connections_open", "gauge", "Open connections, towards shoppers and towards the origin.", ("side",)),
     Row("store_calls_total", "counter", "Calls to the store.", ("call", "outcome")),
     Row("store_call_seconds", "histogram", "How long calls to the store took.", ("call",), STORE_LATENCIES),
@@ -200,7 +200,7 @@ class Telemetry(Collector):
         self._numbers["origin_errors_total"][room, kind] += 1
 
     def ticket_rejected(self, reason: str) -> None:
-        """Count a cookie of ours that did not verify; `reason` is one of a few fixed words."""
+        """Count a cookie of ours that proved nothing; `reason` is one of a few fixed words."""
         self._numbers["tickets_rejected_total"][reason,] += 1
 
     def connections(self, side: Literal["shopper", "origin"], count: Callable[[], int]) -> None:
