@@ -16,7 +16,6 @@ LANE = "main"
 
 SEGMENT = 1 << 20
 """Ticket numbers in one bitmap segment."""
-
 BLOCK = 4096
 """Numbers in a block of a line, whose people are counted once a snapshot."""
 

@@ -37,7 +37,6 @@ from waitingroom.desk import HandIn
 from waitingroom.room import LANE, SEGMENT, Answer, Entry, Knock, Line, Room, Snapshot, Totals, smooth_pace
 
 T = TypeVar("T")
-
 RING = 64
 """Slots of the `seen` ring; 15 seconds each cover the longest presence window."""
 
