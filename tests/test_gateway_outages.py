@@ -197,3 +197,18 @@ async def test_a_shopper_who_leaves_mid_request_is_not_waited_for(valkey_url: st
         await eventually(lambda: shop.metric("requests_total", room="sale", verdict="forwarded") == 1)
         assert shop.origin.paths == []
         assert (await shop.shopper().visit()).inside
+
+
+async def test_what_never_reaches_a_decision_is_counted(valkey_url: str, tmp_path: Path) -> None:
+    """A request that is no HTTP, and a client too many, show in the metrics as much as any other."""
+    async with house(valkey_url, tmp_path, server={"max_connections": 1}) as shop:
+        port = shop.shopper().port
+        async with dial(port) as first:
+            async with dial(port) as second:
+                head, _ = await second.answer(b"GET")
+                assert head.status == 503
+            await first.send(b"GET / HTTP/1.1\r\nHost : shop\r\n\r\n")
+            head, _ = await first.answer(b"GET")
+            assert head.status == 400
+        assert shop.metric("requests_total", room="-", verdict="malformed") == 1
+        assert shop.metric("requests_total", room="-", verdict="turned_away") == 1

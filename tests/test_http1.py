@@ -472,7 +472,9 @@ async def test_tls_is_served(tmp_path: Path) -> None:
     """With a context the same listener speaks TLS, and exchanges know it."""
 
     def scheme(exchange: Exchange) -> None:
-        exchange.respond(200, b"", exchange.client.scheme.encode() * 50_000 if exchange.tls else b"")
+        exchange.respond(
+            200, b"", exchange.client.scheme.encode() * 50_000 if exchange.scheme == "https" else b""
+        )
 
     server, client_context = tls_contexts(tmp_path)
     async with listening(scheme, context=server) as (port, _), dial(port, client_context) as client:

@@ -85,11 +85,6 @@ class Exchange:
         self._client: Client | None = None
 
     @property
-    def tls(self) -> bool:
-        """Whether the request came over TLS to us; `client.scheme` says what the shopper used."""
-        return self.scheme == "https"
-
-    @property
     def client(self) -> Client:
         """Who asked, behind trusted proxies."""
         if self._client is None:

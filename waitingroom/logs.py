@@ -47,6 +47,7 @@ Verdict = Literal[
     "status_poll",
     "answered",
     "malformed",
+    "turned_away",
     "error",
 ]
 """What became of a request; monitoring/METRICS.md says what each means."""

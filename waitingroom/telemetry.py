@@ -10,9 +10,10 @@ import platform
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from http import HTTPStatus
 from itertools import accumulate
 from typing import Literal, get_args
 
@@ -166,6 +167,7 @@ class Telemetry(Collector):
         self._numbers["build_info"][__version__, platform.python_version()] = 1
         self._lag = self._distributions["event_loop_lag_seconds"][()]
         self._connections: dict[str, Callable[[], int]] = {}
+        self._refusals: Mapping[int, int] = {}
         for room in (NO_ROOM, *rooms):
             self._prepare(room)
         self.registry = CollectorRegistry()
@@ -206,6 +208,10 @@ class Telemetry(Collector):
     def connections(self, side: Literal["shopper", "origin"], count: Callable[[], int]) -> None:
         """Have the open connections of one side counted whenever the metrics are read."""
         self._connections[side] = count
+
+    def refusals(self, counts: Mapping[int, int]) -> None:
+        """Have what the listener refused by itself, by status, counted whenever the metrics are read."""
+        self._refusals = counts
 
     def store_call(self, call: str, seconds: float, outcome: str = "ok") -> None:
         """Note a call to the store by its script's or command's name; `outcome` is ok, timeout or error."""
@@ -271,6 +277,11 @@ class Telemetry(Collector):
             self._numbers["stalled"][room,] = float(self.stalled(room))
         for side, count in self._connections.items():
             self._numbers["connections_open"][side,] = count()
+        broken = (
+            count for status, count in self._refusals.items() if status < HTTPStatus.INTERNAL_SERVER_ERROR
+        )
+        self._requests[NO_ROOM, "malformed"] = sum(broken)
+        self._requests[NO_ROOM, "turned_away"] = self._refusals.get(HTTPStatus.SERVICE_UNAVAILABLE, 0)
         if self._log is not None:
             self._numbers["log_lines_dropped_total"][()] = self._log.dropped
         for row in METRICS:
