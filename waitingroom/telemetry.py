@@ -167,7 +167,7 @@ class Telemetry(Collector):
         self._numbers["build_info"][__version__, platform.python_version()] = 1
         self._lag = self._distributions["event_loop_lag_seconds"][()]
         self._connections: dict[str, Callable[[], int]] = {}
-        self._refusals: Mapping[int, int] = {}
+        self._refusals: Mapping[int, int] | None = None
         for room in (NO_ROOM, *rooms):
             self._prepare(room)
         self.registry = CollectorRegistry()
@@ -277,11 +277,10 @@ class Telemetry(Collector):
             self._numbers["stalled"][room,] = float(self.stalled(room))
         for side, count in self._connections.items():
             self._numbers["connections_open"][side,] = count()
-        broken = (
-            count for status, count in self._refusals.items() if status < HTTPStatus.INTERNAL_SERVER_ERROR
-        )
-        self._requests[NO_ROOM, "malformed"] = sum(broken)
-        self._requests[NO_ROOM, "turned_away"] = self._refusals.get(HTTPStatus.SERVICE_UNAVAILABLE, 0)
+        if self._refusals is not None:
+            by_client = [status for status in self._refusals if status < HTTPStatus.INTERNAL_SERVER_ERROR]
+            self._requests[NO_ROOM, "malformed"] = sum(self._refusals[status] for status in by_client)
+            self._requests[NO_ROOM, "turned_away"] = self._refusals.get(HTTPStatus.SERVICE_UNAVAILABLE, 0)
         if self._log is not None:
             self._numbers["log_lines_dropped_total"][()] = self._log.dropped
         for row in METRICS:
