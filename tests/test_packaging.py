@@ -130,6 +130,13 @@ def test_the_lock_satisfies_the_project() -> None:
         assert requirement.specifier.contains(version), f"{requirement} is locked at {version}"
 
 
+def test_the_lock_is_whole() -> None:
+    """It is installed without resolving anything, so that a newer release of a package cannot break it: what
+    it names has to be all that its packages ask for.
+    """
+    run(sys.executable, "-m", "pip", "check")
+
+
 def test_every_dependency_has_a_lower_bound() -> None:
     """A version older than any that was tried is refused by the resolver, not by a shopper."""
     for requirement in map(Requirement, PROJECT["project"]["dependencies"]):
