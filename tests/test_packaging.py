@@ -131,9 +131,7 @@ def test_the_lock_satisfies_the_project() -> None:
 
 
 def test_the_lock_is_whole() -> None:
-    """It is installed without resolving anything, so that a newer release of a package cannot break it: what
-    it names has to be all that its packages ask for.
-    """
+    """It names all that its packages ask for, because it is installed without resolving anything."""
     run(sys.executable, "-m", "pip", "check")
 
 
