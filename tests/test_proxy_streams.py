@@ -14,15 +14,14 @@ MEBIBYTE = 1 << 20
 BLOCK = bytes(range(256)) * 1024
 GATEWAY = """
 import asyncio, sys, uvloop
+from tests.wire import Forwarder
 from waitingroom.http1 import Listener
 from waitingroom.proxy import Upstream
 
-class Forwarder:
-    def __init__(self, upstream):
-        self.handle = upstream.forward
-
 async def main():
-    listener = Listener(Forwarder(Upstream(sys.argv[1])))
+    forwarder = Forwarder(lambda head: b"")
+    forwarder.upstream = Upstream(sys.argv[1], forwarder)
+    listener = Listener(forwarder)
     server = await asyncio.get_running_loop().create_server(listener, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()

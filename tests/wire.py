@@ -13,7 +13,10 @@ from waitingroom.exchange import Exchange
 from waitingroom.forwarded import Network
 from waitingroom.heads import ResponseHead, parse_response
 from waitingroom.http1 import Limits, Listener
-from waitingroom.proxy import OnHead, OriginLimits, Outcome, Upstream
+from waitingroom.proxy import OriginLimits, Outcome, Upstream
+
+OnHead = Callable[[ResponseHead], bytes]
+"""What is added to an answer with this head."""
 
 LIMITS = Limits()
 ORIGIN_LIMITS = OriginLimits()
@@ -189,22 +192,30 @@ class Gate:
 
     port: int
     listener: Listener
-    upstream: Upstream
+    upstream: Upstream[Exchange]
     outcomes: list[Outcome]
 
 
-class _Forwarder:
-    """Sends everything to one upstream."""
+class Forwarder:
+    """Sends everything to one upstream, and notes how it ends."""
 
-    def __init__(self, upstream: Upstream, on_head: OnHead | None) -> None:
-        self.upstream = upstream
-        self.on_head = on_head
+    upstream: Upstream[Exchange]
+
+    def __init__(self, on_head: OnHead) -> None:
+        self._on_head = on_head
         self.outcomes: list[Outcome] = []
 
     def handle(self, exchange: Exchange) -> None:
-        self.upstream.forward(
-            exchange, strip_cookies=OWN_COOKIES, on_head=self.on_head, on_done=self.outcomes.append
-        )
+        self.upstream.forward(exchange, exchange)
+
+    def answered(self, case: Exchange, head: ResponseHead) -> bytes:  # noqa: ARG002 - a Watcher's
+        return self._on_head(head)
+
+    def failed(self, case: Exchange, status: int, reason: str) -> None:
+        case.respond(status, b"Content-Type: text/plain\r\n", f"{status} {reason}\n".encode())
+
+    def ended(self, case: Exchange, outcome: Outcome) -> None:  # noqa: ARG002 - a Watcher's
+        self.outcomes.append(outcome)
 
 
 class _Asker:
@@ -238,12 +249,13 @@ async def gate(
     limits: Limits = LIMITS,
     origin: OriginLimits = ORIGIN_LIMITS,
     trusted: Iterable[Network] = (),
-    on_head: OnHead | None = None,
+    on_head: OnHead = lambda _head: b"",
     context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Gate]:
     """A listener that sends everything to `url`."""
-    upstream = Upstream(url, limits=origin, context=context)
-    forwarder = _Forwarder(upstream, on_head)
+    forwarder = Forwarder(on_head)
+    upstream = Upstream(url, forwarder, limits=origin, strip_cookies=OWN_COOKIES, context=context)
+    forwarder.upstream = upstream
     listener = Listener(forwarder, limits, tuple(trusted))
     server = await asyncio.get_running_loop().create_server(listener, "127.0.0.1", 0)
     try:

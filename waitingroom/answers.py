@@ -19,7 +19,7 @@ from waitingroom.pages import (
 )
 from waitingroom.room import Room, Status
 from waitingroom.telemetry import NO_ROOM, Telemetry
-from waitingroom.visit import OURS, host_of, plain_path
+from waitingroom.visit import OURS, asked_for, host_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,21 +42,34 @@ class Visit:
         ours: what is asked for under our own paths, None if the storefront is.
         desk: the room that it is for, None if no room protects it.
         token: what its cookie proves, as far as it is believed; `cookie` is the name that it came under.
+        verdict: what becomes of it, once it is sent on.
+        given: a Set-Cookie line that its answer has to carry, whoever answers.
     """
 
-    __slots__ = ("_form", "client", "cookie", "desk", "exchange", "ours", "path", "started", "token")
+    __slots__ = (
+        "_form",
+        "client",
+        "cookie",
+        "desk",
+        "exchange",
+        "given",
+        "ours",
+        "path",
+        "started",
+        "token",
+        "verdict",
+    )
 
     def __init__(self, exchange: Exchange, started: float) -> None:
         self.exchange = exchange
         self.client: Client = exchange.client
-        self.path = plain_path(exchange.head.path)
         self.started = started
-        path = f"{self.path}/"
-        self.ours = self.path[len(OURS) :] if path.startswith(OURS) else None
+        self.path, self.ours = asked_for(exchange.head.path)
         self.desk: Desk
         self.token: Token | None = None
+        self.verdict: Verdict
         self._form: Form | None = None
-        self.cookie = b""
+        self.cookie = self.given = b""
 
     @property
     def form(self) -> Form:
@@ -119,19 +132,19 @@ class Answers:
         status = replace(status, updated=self._wall())
         self.respond(visit, verdict, 200, _told(status, b"application/json") + cookie, status_json(status))
 
-    def failed(self, visit: Visit, status: int, reason: str, room: Room | None, cookie: bytes = b"") -> None:
+    def failed(self, visit: Visit, status: int, reason: str) -> None:
         """Answer where the origin did not: 502, 503 or 504, as a page that tries again by itself.
 
         The request is noted when its forwarding ends.
         """
         if visit.form not in (Form.PAGE, Form.FORM):
-            lines = PLAIN + b"Retry-After: 5\r\n" + cookie
+            lines = PLAIN + b"Retry-After: 5\r\n" + visit.given
             visit.exchange.respond(status, lines, f"{status} {reason}\n".encode())
             return
-        page = self._trouble(visit, _TROUBLES.get(status, Trouble.ORIGIN_DOWN), room)
-        visit.exchange.respond(status, _lines(page, cookie), page.body)
+        page = self._trouble(visit, _TROUBLES.get(status, Trouble.ORIGIN_DOWN), visit.desk.room)
+        visit.exchange.respond(status, _lines(page, visit.given), page.body)
 
-    def _trouble(self, visit: Visit, trouble: Trouble, room: Room | None) -> Page:
+    def _trouble(self, visit: Visit, trouble: Trouble, room: Room) -> Page:
         head = visit.exchange.head
         return self._pages.render_error(
             room,

@@ -44,7 +44,6 @@ class Channel(Protocol):
     """What an exchange needs of the connection that it came by."""
 
     peer: str
-    scheme: str
 
     def client(self, head: Head) -> Client: ...  # noqa: D102 - each is described where it is implemented
     def write(self, data: bytes) -> None: ...  # noqa: D102
@@ -64,8 +63,9 @@ class Exchange:
 
     Attributes:
         head: the request's head.
+        client: who asked, behind trusted proxies.
         peer: address of the socket's other end, "" on a Unix socket.
-        relay: whoever streams the bodies; set by `attach`.
+        relay: whoever streams the bodies, and is told of the client from then on.
         gone: the client left before its answer was complete.
         started: the final answer has begun.
         pulling: the relay takes the request's body.
@@ -79,19 +79,9 @@ class Exchange:
 
     def __init__(self, head: Head, channel: Channel) -> None:
         self.head = head
+        self.client = channel.client(head)
         self.peer = channel.peer
-        self.scheme = channel.scheme
         self._channel: Channel | None = channel
-        self._client: Client | None = None
-
-    @property
-    def client(self) -> Client:
-        """Who asked, behind trusted proxies."""
-        if self._client is None:
-            channel = self._channel
-            bare = Client(self.peer, self.scheme, self.head.host)
-            self._client = bare if channel is None else channel.client(self.head)
-        return self._client
 
     def respond(
         self, status: int, headers: bytes | Iterable[tuple[str, str]] = b"", body: bytes = b""
@@ -120,10 +110,6 @@ class Exchange:
         )
         self.finish()
 
-    def attach(self, relay: Relay) -> None:
-        """Let `relay` know of the client from now on. The request's body waits for `pull`."""
-        self.relay = relay
-
     def pull(self) -> None:
         """Send the request's body to the relay as it arrives."""
         self.pulling = True
@@ -142,7 +128,7 @@ class Exchange:
 
     def interim(self, head: bytes) -> None:
         """Send a whole 1xx head; HTTP/1.0 clients do not know of those."""
-        if self._channel is not None and not self.started and self.head.minor == 1:
+        if self._channel is not None and not self.started and self.head.fields.minor == 1:
             self._channel.write(head)
 
     def close_after(self) -> None:
@@ -159,7 +145,7 @@ class Exchange:
         if not self._keep:
             end = b"Connection: close\r\n\r\n"
         else:
-            end = b"\r\n" if self.head.minor else b"Connection: keep-alive\r\n\r\n"
+            end = b"\r\n" if self.head.fields.minor else b"Connection: keep-alive\r\n\r\n"
         channel.write(head + end + body)
 
     def write(self, data: bytes) -> None:

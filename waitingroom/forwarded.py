@@ -71,14 +71,14 @@ def forwarding_lines(client: Client, peer: str) -> bytes:
 def _noted(head: Head) -> tuple[list[str], list[bytes], list[bytes]]:
     """Addresses, schemes and hosts that proxies noted; X-Forwarded-* wins where both are there."""
     found: dict[bytes, list[bytes]] = {b"for": [], b"proto": [], b"host": []}
-    for element in head.get_all(b"forwarded"):
+    for element in head.fields.get_all(b"forwarded"):
         for pair in re.split(rb"[,;]", element):
             match = _PAIR.fullmatch(pair)
             if match:
                 found[match[1].lower()].append(match[2] if match[2] is not None else match[3])
-    chain = head.listed(b"x-forwarded-for") or found[b"for"]
-    protos = head.listed(b"x-forwarded-proto") or [proto.lower() for proto in found[b"proto"]]
-    hosts = head.listed(b"x-forwarded-host") or found[b"host"]
+    chain = head.fields.listed(b"x-forwarded-for") or found[b"for"]
+    protos = head.fields.listed(b"x-forwarded-proto") or [proto.lower() for proto in found[b"proto"]]
+    hosts = head.fields.listed(b"x-forwarded-host") or found[b"host"]
     return [_address(hop) for hop in chain], protos, hosts
 
 

@@ -26,7 +26,6 @@ from waitingroom.store import Store, StoreUnavailableError, UnknownRoomError
 from waitingroom.telemetry import OriginError, Telemetry
 from waitingroom.tickets import InvalidTokenError, Keyring, Token, Use, cookie_name, cookie_names
 from waitingroom.visit import (
-    STRIPPED,
     cookies,
     host_of,
     kept_by_all,
@@ -78,7 +77,7 @@ class Gateway:
         keyring: Keyring,
         telemetry: Telemetry,
         *,
-        upstream: Callable[[str], Upstream],
+        upstream: Callable[[str], Upstream[Visit]],
         wall: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
@@ -93,8 +92,6 @@ class Gateway:
         self._verified: dict[tuple[str, bytes], Token] = {}
         self._routes: dict[bytes, list[Desk]] = {}
         self._renewals: dict[tuple[str, str, str], tuple[int, bytes]] = {}
-        # Passes on their way with an answer that the origin may yet fail to give.
-        self._under_way: dict[Exchange, bytes] = {}
         self._loop = asyncio.get_running_loop()
         self._own: Mapping[str, Callable[[Visit], None]] = {
             "status": self._status,
@@ -156,17 +153,30 @@ class Gateway:
     def _recognise(self, visit: Visit) -> None:
         """Take the token from the room's cookie. One that proves nothing is none, and is counted."""
         desk = visit.desk
-        for name, value in cookies(visit.exchange.head, cookie_names(desk.room.name)):
-            try:
-                token = self._verify(desk.room.name, value)
-            except InvalidTokenError as error:
-                self._telemetry.ticket_rejected(error.reason)
-                continue
+        known = visit.exchange.head.fields.known
+        proofs = known.get(desk)
+        if proofs is None:
+            proofs = self._proofs(visit)
+        for token, name in proofs:
             reason = desk.refusal(token, visit.started)
             if reason is None:
                 visit.token, visit.cookie = token, name
                 return
             self._telemetry.ticket_rejected(reason)
+
+    def _proofs(self, visit: Visit) -> list[tuple[Token, bytes]]:
+        """The tokens of ours among the cookies; remembered unless there was a false one to count again."""
+        fields, room = visit.exchange.head.fields, visit.desk.room.name
+        proofs, sound = [], True
+        for name, value in cookies(visit.exchange.head, cookie_names(room)):
+            try:
+                proofs.append((self._verify(room, value), name))
+            except InvalidTokenError as error:
+                self._telemetry.ticket_rejected(error.reason)
+                sound = False
+        if sound:
+            fields.known[visit.desk] = proofs
+        return proofs
 
     def _verify(self, room: str, value: bytes) -> Token:
         token = self._verified.get((room, value))
@@ -240,7 +250,8 @@ class Gateway:
         """Mint a pass up to the end of the lease that the store has acknowledged, and no further."""
         visit.token = self._minted(visit, Use.PASS, knock.visitor, answer.number, answer.epoch, answer.until)
         visit.desk.enter(visit.token)
-        self._forward(visit, "claimed" if knock.number else "forwarded", self._cookie(visit, visit.token))
+        visit.given = self._cookie(visit, visit.token)
+        self._forward(visit, "claimed" if knock.number else "forwarded")
 
     def _without_store(self, visit: Visit) -> None:
         """Whoever was inside stays inside; everybody else is told that nothing is lost."""
@@ -273,33 +284,48 @@ class Gateway:
             b"" if visit.token is None or visit.cookie == name.encode() else self._cookie(visit, visit.token)
         )
 
-    def _forward(self, visit: Visit, verdict: Verdict, cookie: bytes = b"") -> None:
-        token = visit.token
-        if cookie:
-            self._under_way[visit.exchange] = cookie
-        self._upstream(visit.desk.room.upstream).forward(
-            visit.exchange,
-            strip_cookies=STRIPPED,
-            on_head=None if token is None else partial(self._on_head, visit, token, cookie),
-            on_done=partial(self._on_done, visit, verdict),
-        )
+    def _forward(self, visit: Visit, verdict: Verdict) -> None:
+        visit.verdict = verdict
+        self._upstream(visit.desk.room.upstream).forward(visit.exchange, visit)
 
-    def _on_head(self, visit: Visit, token: Token, cookie: bytes, head: ResponseHead) -> bytes:
+    def answered(self, case: Visit, head: ResponseHead) -> bytes:
         """Header lines for the shopper: a new pass, or none at all once the origin has ended the seat."""
-        desk = visit.desk
-        commands = b",".join(head.notable.get(name, b"") for name in COMMANDS)
-        if b"revoke" in commands and token.use is Use.PASS:
+        desk, token = case.desk, case.token
+        if token is None:
+            return b""
+        said = head.known.get("said")
+        if said is None:
+            said = head.known["said"] = (_revokes(head), kept_by_all(head))
+        revokes, shared = said
+        if revokes and token.use is Use.PASS:
             desk.leave(token, self._loop.time())
-            return set_cookie(desk.room, visit.client.scheme, "", 0)
+            return set_cookie(desk.room, case.client.scheme, "", 0)
         # What a shared cache may keep must not carry somebody's pass: a first one makes the answer private,
         # a later one waits for an answer that is.
-        shared = kept_by_all(head)
-        if cookie:
-            return cookie + b"Cache-Control: private\r\n" if shared else cookie
+        if case.given:
+            return case.given + b"Cache-Control: private\r\n" if shared else case.given
         if shared:
             return b""
         end = desk.renewed(token)
-        return self._reissued(visit) if end is None else self._renewal(visit, token, end)
+        return self._reissued(case) if end is None else self._renewal(case, token, end)
+
+    def failed(self, case: Visit, status: int, reason: str) -> None:
+        """Answer where the origin did not."""
+        self._answers.failed(case, status, reason)
+
+    def ended(self, case: Visit, outcome: Outcome) -> None:
+        """Note how a forwarded request ended."""
+        room, verdict = case.desk.room.name, case.verdict
+        status, latency, sent, failure = outcome
+        if latency is not None:
+            self._telemetry.origin(room, latency)
+        kind = _FAILURES.get(failure) if failure else None
+        if kind is not None:
+            self._telemetry.origin_failed(room, kind)
+            verdict = "error"
+        elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._telemetry.origin_failed(room, "answer")
+        self._answers.note(case, verdict, status, sent, latency)
 
     def _renewal(self, visit: Visit, token: Token, end: int) -> bytes:
         """A pass up to `end`; the one that requests made at the same time were given will do as well."""
@@ -311,26 +337,6 @@ class Gateway:
                 self._renewals.clear()
             given = self._renewals[key] = (end, self._cookie(visit, renewed))
         return given[1]
-
-    def _on_done(self, visit: Visit, verdict: Verdict, outcome: Outcome) -> None:
-        self._under_way.pop(visit.exchange, None)
-        room = visit.desk.room.name
-        if outcome.latency is not None:
-            self._telemetry.origin(room, outcome.latency)
-        kind = _FAILURES.get(outcome.failure) if outcome.failure else None
-        if kind is not None:
-            self._telemetry.origin_failed(room, kind)
-            verdict = "error"
-        elif outcome.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            self._telemetry.origin_failed(room, "answer")
-        self._answers.note(visit, verdict, outcome.status, outcome.sent, outcome.latency)
-
-    def error_page(self, exchange: Exchange, status: int, reason: str) -> None:
-        """Answer where the origin did not."""
-        visit = Visit(exchange, self._loop.time())
-        desk = self._desk_of(visit)
-        cookie = self._under_way.get(exchange, b"")
-        self._answers.failed(visit, status, reason, None if desk is None else desk.room, cookie)
 
     def _status(self, visit: Visit) -> None:
         """The status document. Asking never joins, and never claims."""
@@ -392,6 +398,10 @@ class Gateway:
 
     def _unknown(self, visit: Visit) -> None:
         self._answers.respond(visit, "refused", 404, PLAIN, b"There is nothing here.\n")
+
+
+def _revokes(head: ResponseHead) -> bool:
+    return any(b"revoke" in head.notable.get(name, b"") for name in COMMANDS)
 
 
 def _shown(visit: Visit) -> int | None:

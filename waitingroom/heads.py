@@ -1,20 +1,21 @@
-"""HTTP/1.1 message heads and body framing as pure functions of bytes (RFC 9110, RFC 9112).
+"""HTTP/1.1 message heads as pure functions of bytes (RFC 9110, RFC 9112).
 
 A head stays the bytes that arrived. One strict grammar accepts or refuses it as a whole, so that no two
 readers of an accepted head can disagree on where a message ends; values are cut out where they are asked for.
-Chunked bodies are decoded by llhttp with no leniency switched on. Nothing here knows a socket.
+A browser sends much the same lines with each request: a `Memory` keeps what was read, so that lines which
+come again are recognised by their bytes and not read again. Nothing here knows a socket.
 """
 
 import re
+from collections import deque
 from functools import lru_cache
-from typing import Final
-
-import httptools
+from typing import Any, Final, Generic, TypeVar
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_FIELDS = rb"(?:" + _TOKEN + rb":[\t -~\x80-\xff]*\r\n)*\r\n"
-_REQUEST = re.compile(rb"(" + _TOKEN + rb") ([!-~\x80-\xff]+) HTTP/1\.([01])\r\n" + _FIELDS)
-_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*))?\r\n" + _FIELDS)
+_LINES = rb"(?:" + _TOKEN + rb":[\t -~\x80-\xff]*\r\n)*\r\n"
+_START = re.compile(rb"(" + _TOKEN + rb") ([!-~\x80-\xff]+)")
+_REST = re.compile(rb" HTTP/1\.([01])\r\n" + _LINES)
+_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*))?\r\n" + _LINES)
 _REQUEST_LINE = re.compile(_TOKEN + rb" [!-~\x80-\xff]+ HTTP/1\.[01]")
 _NOTABLE = re.compile(
     rb"\r\n(host|content-length|transfer-encoding|connection|upgrade|expect|cookie|te|trailer|keep-alive"
@@ -28,6 +29,13 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([/?].*)?", re.IGNORECASE | re.DOTALL)
 
 CRLF2: Final = b"\r\n\r\n"
+
+LONGEST_KEPT = 4096
+"""Bytes of lines that are worth remembering; longer ones hardly come again."""
+
+MOST_KEPT = 8 * 1024 * 1024
+"""Bytes of remembered lines, those of ten to twenty thousand browsers; what is derived from them takes about
+three times as much again."""
 
 
 class BadRequestError(Exception):
@@ -48,20 +56,24 @@ class BadResponseError(Exception):
     """An answer of the origin that cannot be passed on safely."""
 
 
-class _Fields:
+class Fields:
     """The header lines of a message, looked up in the bytes. Names are asked for in lower case.
 
     Attributes:
-        raw: the whole head, blank line included.
+        raw: the lines with what stands before the first on its line, blank line included.
         lower: the same in lower case, for finding things.
         notable: the headers that framing or a proxy has to look at: lower-case name to lower-case value.
         options: lower-case members of Connection.
+        minor: 1 for HTTP/1.1, 0 for HTTP/1.0.
+        known: what others have worked out from these lines alone, under a name of theirs, for the next time.
     """
 
-    __slots__ = ("lower", "notable", "options", "raw")
+    __slots__ = ("known", "lower", "minor", "notable", "options", "raw")
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes, minor: int) -> None:
         self.raw = raw
+        self.minor = minor
+        self.known: dict[object, Any] = {}
         self.lower = raw.lower()
         found: list[tuple[bytes, bytes]] = _NOTABLE.findall(self.lower)
         self.notable = notable = dict(found)
@@ -104,14 +116,14 @@ class _Fields:
             return []
         return [item.strip(b" \t") for item in value.split(b",")]
 
-    def _framing(self, minor: int) -> tuple[int | None, bool]:
+    def _framing(self) -> tuple[int | None, bool]:
         """Content-Length and whether the body is chunked; ValueError unless there is one reading only."""
         notable = self.notable
         coding = notable.get(b"transfer-encoding")
         length = notable.get(b"content-length")
         # Only spaces are taken off, so that framing never depends on how a reader treats a tab.
         if coding is not None:
-            if length is not None or minor == 0:
+            if length is not None or self.minor == 0:
                 raise ValueError("ambiguous body framing")
             if coding.strip(b" ") != b"chunked":
                 raise ValueError("Transfer-Encoding is not chunked")
@@ -140,79 +152,46 @@ def is_host(host: bytes) -> bool:
     return _HOST.fullmatch(host) is not None
 
 
-class Head(_Fields):
-    """The head of a request.
+class RequestFields(Fields):
+    """The header lines of a request: all of its head but method and target.
 
     Attributes:
-        method, target: as sent.
-        minor: 1 for HTTP/1.1, 0 for HTTP/1.0.
-        host: authority the request is for in lower case (of the target, if that is absolute); b"" if HTTP/1.0
-            sent none.
-        path: the target in origin form.
+        host: authority in lower case; b"" if HTTP/1.0 sent none.
         length, chunked: framing of the body; (None, False) is no body.
+        has_body: whether bytes of a body follow the head.
         upgrade: a tunnel is asked for, and may be.
         expects_continue: the client waits for an interim answer before it sends the body.
         keep_alive: the client will send further requests on this connection.
+
+    Raises:
+        BadRequestError: 400 malformed or ambiguous.
     """
 
-    __slots__ = (
-        "chunked",
-        "expects_continue",
-        "host",
-        "keep_alive",
-        "length",
-        "method",
-        "minor",
-        "path",
-        "target",
-        "upgrade",
-    )
+    __slots__ = ("chunked", "expects_continue", "has_body", "host", "keep_alive", "length", "upgrade")
 
-    def __init__(self, raw: bytes, method: bytes, target: bytes, minor: int) -> None:
-        _Fields.__init__(self, raw)  # half the time of super(), on the hottest path
-        self.method = method
-        self.target = self.path = target
-        self.minor = minor
-        notable = self.notable
-        if method == b"CONNECT":
-            raise BadRequestError(405, "CONNECT is not served here")
+    def __init__(self, raw: bytes, minor: int) -> None:
+        super().__init__(raw, minor)
         try:
-            self.length, self.chunked = self._framing(minor)
+            self.length, self.chunked = self._framing()
         except ValueError as error:
             raise BadRequestError(400, str(error)) from None
+        self.has_body = self.chunked or bool(self.length)
         self.host = self._authority()
         options = self.options
-        self.keep_alive = minor == 1 or options is _KEEP_ALIVE
-        self.upgrade = self.expects_continue = False
-        if options and options is not _KEEP_ALIVE:
-            self.keep_alive = b"close" not in options and (minor == 1 or b"keep-alive" in options)
-            self.upgrade = b"upgrade" in options and self._may_upgrade()
-        if minor == 1 and b"expect" in notable and self.has_body:
-            self.expects_continue = self.listed(b"expect") == [b"100-continue"]
-
-    @property
-    def has_body(self) -> bool:
-        """Whether bytes of a body follow the head."""
-        return self.chunked or bool(self.length)
+        self.keep_alive = b"close" not in options and (minor == 1 or b"keep-alive" in options)
+        self.upgrade = b"upgrade" in options and self._may_upgrade()
+        self.expects_continue = minor == 1 and self.has_body and self.listed(b"expect") == [b"100-continue"]
 
     def _authority(self) -> bytes:
         host = self.notable.get(b"host")
         if host is None:
             if self.minor == 1:
                 raise BadRequestError(400, "Host is required")
-            host = b""
-        else:
-            host = host.strip(b" \t")
-            if not is_host(host):
-                raise BadRequestError(400, "malformed Host")
-        if self.target[:1] == b"/" or (self.target == b"*" and self.method == b"OPTIONS"):
-            return host
-        match = _ABSOLUTE.fullmatch(self.target)
-        if match is None or not is_host(match[1]):
-            raise BadRequestError(400, "malformed request target")
-        rest = match[2] or b"/"
-        self.path = rest if rest[:1] == b"/" else b"/" + rest
-        return match[1].lower()
+            return b""
+        host = host.strip(b" \t")
+        if not is_host(host):
+            raise BadRequestError(400, "malformed Host")
+        return host
 
     def _may_upgrade(self) -> bool:
         # A tunnel to h2c would carry further requests past every check made here.
@@ -220,49 +199,135 @@ class Head(_Fields):
         return self.minor == 1 and not self.has_body and bool(protocols) and b"h2c" not in protocols
 
 
-class ResponseHead(_Fields):
-    """The head of an answer of the origin.
+class Head:
+    """The head of a request.
 
     Attributes:
-        status, reason, minor: of the status line.
+        start: method and target as they were sent, with the space between.
+        method, target: as sent.
+        fields: the rest.
+        host: authority the request is for in lower case: of the target, if that is absolute, else of Host.
+        path: the target in origin form.
+
+    Raises:
+        BadRequestError: 400 malformed target, 405 CONNECT.
+    """
+
+    __slots__ = ("fields", "host", "method", "path", "start", "target")
+
+    def __init__(self, start: bytes, method: bytes, target: bytes, fields: RequestFields) -> None:
+        self.start = start
+        self.method = method
+        self.target = self.path = target
+        self.fields = fields
+        self.host = fields.host
+        if target[:1] != b"/":
+            self._readdress()
+        if method == b"CONNECT":
+            raise BadRequestError(405, "CONNECT is not served here")
+
+    def _readdress(self) -> None:
+        if self.method == b"CONNECT" or (self.target == b"*" and self.method == b"OPTIONS"):
+            return
+        match = _ABSOLUTE.fullmatch(self.target)
+        if match is None or not is_host(match[1]):
+            raise BadRequestError(400, "malformed request target")
+        rest = match[2] or b"/"
+        self.path = rest if rest[:1] == b"/" else b"/" + rest
+        self.host = match[1].lower()
+
+    def get(self, name: bytes) -> bytes | None:
+        """The first value of a header, without surrounding blanks, or None."""
+        return self.fields.get(name)
+
+
+class ResponseHead(Fields):
+    """The head of an answer of the origin; `raw` is all of it.
+
+    Attributes:
+        status, reason: of the status line.
         length: bytes of body; 0 where there is none by rule (HEAD, 1xx, 204, 304).
         chunked: the body is chunked. With `length` None and not chunked it lasts until the connection closes.
         keep_alive: the connection may serve another request afterwards.
+
+    Raises:
+        BadResponseError: its body could be read in two ways.
     """
 
-    __slots__ = ("chunked", "keep_alive", "length", "minor", "reason", "status")
+    __slots__ = ("chunked", "keep_alive", "length", "reason", "status")
 
     def __init__(self, raw: bytes, minor: int, status: int, reason: bytes, *, bodyless: bool) -> None:
-        _Fields.__init__(self, raw)
-        self.minor = minor
+        super().__init__(raw, minor)
         self.status = status
         self.reason = reason
         try:
-            self.length, self.chunked = self._framing(minor)
+            self.length, self.chunked = self._framing()
         except ValueError as error:
             raise BadResponseError(str(error)) from None
         if bodyless or status < 200 or status in {204, 304}:  # noqa: PLR2004 - statuses without a body
             self.length, self.chunked = 0, False
         options = self.options
         framed = self.chunked or self.length is not None
-        self.keep_alive = framed and (
-            options is _KEEP_ALIVE or (b"close" not in options and (minor == 1 or b"keep-alive" in options))
-        )
+        self.keep_alive = framed and b"close" not in options and (minor == 1 or b"keep-alive" in options)
 
 
-def parse_head(raw: bytes, most_fields: int = 100) -> Head:
+Lines = TypeVar("Lines", bound=Fields)
+
+
+class Memory(Generic[Lines]):
+    """Lines read before, by their bytes; the oldest are forgotten when it holds too much."""
+
+    __slots__ = ("_held", "_order", "_size", "get")
+
+    def __init__(self) -> None:
+        self._held: dict[bytes, Lines] = {}
+        self._order: deque[bytes] = deque()
+        self._size = 0
+        self.get = self._held.get  # what these bytes were read as, if they were
+
+    def keep(self, fields: Lines) -> None:
+        """Remember lines that have been read, and were not known."""
+        raw = fields.raw
+        if len(raw) > LONGEST_KEPT:
+            return
+        self._held[raw] = fields
+        self._order.append(raw)
+        self._size += len(raw)
+        while self._size > MOST_KEPT:
+            oldest = self._order.popleft()
+            self._size -= len(oldest)
+            del self._held[oldest]
+
+
+def parse_head(raw: bytes, most_fields: int = 100, memory: Memory[RequestFields] | None = None) -> Head:
     """The request head that `raw`, up to and including its blank line, is.
+
+    `memory` holds only what was read with the same `most_fields`.
 
     Raises:
         BadRequestError: 400 malformed or ambiguous, 405 CONNECT, 431 more than `most_fields` header lines.
     """
-    match = _REQUEST.fullmatch(raw)
+    end = raw.find(b" HTTP/1.")
+    match = _START.fullmatch(raw, 0, end)
     if match is None:
         raise BadRequestError(400, "malformed request head")
-    if raw.count(b"\r\n") > most_fields + 2:
+    rest = raw[end:]
+    fields = None if memory is None else memory.get(rest)
+    if fields is None:
+        fields = _parse_fields(rest, most_fields)
+        if memory is not None:
+            memory.keep(fields)
+    method, target = match.groups()
+    return Head(match[0], method, target, fields)
+
+
+def _parse_fields(rest: bytes, most_fields: int) -> RequestFields:
+    match = _REST.fullmatch(rest)
+    if match is None:
+        raise BadRequestError(400, "malformed request head")
+    if rest.count(b"\r\n") > most_fields + 2:
         raise BadRequestError(431, "too many header lines")
-    method, target, minor = match.groups()
-    return Head(raw, method, target, 1 if minor == b"1" else 0)
+    return RequestFields(rest, 1 if match[1] == b"1" else 0)
 
 
 def check_partial(data: bytes) -> None:
@@ -278,104 +343,22 @@ def check_partial(data: bytes) -> None:
         raise BadRequestError(400, "malformed request line")
 
 
-def parse_response(raw: bytes, method: bytes) -> ResponseHead:
+def parse_response(raw: bytes, method: bytes, memory: Memory[ResponseHead] | None = None) -> ResponseHead:
     """The answer head that `raw`, up to and including its blank line, is; `method` is that of the request.
 
     Raises:
         BadResponseError: malformed, or its body could be read in two ways.
     """
+    bodyless = method == b"HEAD"
+    if memory is not None and not bodyless:
+        known = memory.get(raw)
+        if known is not None:
+            return known
     match = _RESPONSE.fullmatch(raw)
     if match is None:
         raise BadResponseError("malformed answer head")
     minor, status, reason = match.groups(b"")
-    return ResponseHead(raw, int(minor), int(status), reason, bodyless=method == b"HEAD")
-
-
-class Counted:
-    """A body of known length."""
-
-    __slots__ = ("done", "left")
-    trailers: Final = b""
-
-    def __init__(self, length: int) -> None:
-        self.left = length
-        self.done = length == 0
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Take what arrived; gives (body, what lies behind the end of the body)."""
-        if len(data) < self.left:
-            self.left -= len(data)
-            return data, b""
-        end, self.left, self.done = self.left, 0, True
-        return (data, b"") if end == len(data) else (data[:end], data[end:])
-
-
-class Endless:
-    """A body that lasts until the connection closes."""
-
-    __slots__ = ()
-    trailers: Final = b""
-    done: Final = False
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Everything that arrives is body."""
-        return data, b""
-
-
-class Chunked:
-    """A chunked body. Extensions are read past and dropped, trailer lines are kept.
-
-    Raises httptools.HttpParserError from `feed` for anything not exactly in the grammar.
-    """
-
-    __slots__ = ("_idle", "_parser", "_pieces", "_tail", "done", "trailers")
-    _START = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-    _MOST_OVERHEAD = 64 * 1024
-    """Bytes of extensions or trailers in a row without any body, so that neither goes on for ever."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._tail = b""
-        self._idle = 0
-        self.done = False
-        self.trailers = b""
-        self._parser = httptools.HttpRequestParser(self)
-        self._parser.feed_data(self._START)
-        self.trailers = b""
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by llhttp: a header of the made-up head, later a trailer line."""
-        self.trailers += name + b": " + value + b"\r\n"
-
-    def on_body(self, data: bytes) -> None:
-        """Called by llhttp."""
-        self._pieces.append(data)
-
-    def on_message_complete(self) -> None:
-        """Called by llhttp."""
-        self.done = True
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Take what arrived; gives (body, what lies behind the end of the body).
-
-        llhttp does not say where a message ended, but every chunked body ends with an empty line: it is fed
-        up to one empty line after the other until it is content.
-        """
-        window = self._tail + data
-        offset = len(self._tail)
-        fed = 0
-        while not self.done and fed < len(data):
-            mark = window.find(CRLF2, max(0, fed + offset - 3))
-            end = len(data) if mark < 0 else mark + 4 - offset
-            self._parser.feed_data(data[fed:end])
-            fed = end
-        self._tail = window[-3:]
-        body = b"".join(self._pieces)
-        self._pieces.clear()
-        self._idle = 0 if body else self._idle + len(data)
-        if self._idle > self._MOST_OVERHEAD:
-            raise httptools.HttpParserError("too much chunk overhead")
-        return body, data[fed:]
-
-
-Body = Counted | Endless | Chunked
+    head = ResponseHead(raw, int(minor), int(status), reason, bodyless=bodyless)
+    if memory is not None and not bodyless:
+        memory.keep(head)
+    return head

@@ -5,9 +5,9 @@ was sent.
 """
 
 import re
-from typing import Final
+from typing import Final, cast
 
-from waitingroom.heads import Head, ResponseHead
+from waitingroom.heads import Fields, Head, RequestFields, ResponseHead
 
 _OUTBOUND_PLAIN: Final = {b"host", b"content-length", b"transfer-encoding", b"cookie", b"expect"}
 _INBOUND_PLAIN: Final = {b"host", b"content-length", b"cookie", b"expect", b"forwarded"} | {
@@ -32,32 +32,44 @@ Edit = tuple[int, int, bytes]
 """Replace the bytes from here to there."""
 
 
-def outbound_head(
-    head: Head, lines: bytes = b"", *, strip_cookies: tuple[bytes, ...] = (), host: bytes | None = None
-) -> bytes:
+def outbound_head(head: Head, lines: bytes = b"", strip_cookies: tuple[bytes, ...] = ()) -> bytes:
     """The head that the origin gets.
 
     Args:
         head: as the shopper sent it.
         lines: header lines to add, each ended by CRLF.
         strip_cookies: beginnings of names of cookies that stay here.
-        host: replaces Host; None keeps the shopper's.
     """
+    fields = head.fields
+    if head.path is not head.target or not fields.minor:
+        edits = [*_outbound_edits(fields, strip_cookies), *_readdressed(head)]
+        return b"%b %b%b" % (head.method, head.path, _edited(fields.raw, edits, _outbound_end(fields, lines)))
+    key = (lines, strip_cookies)
+    known = fields.known.get("outbound")
+    if known is None or known[0] != key:
+        edited = _edited(fields.raw, _outbound_edits(fields, strip_cookies), _outbound_end(fields, lines))
+        known = fields.known["outbound"] = (key, edited)
+    return head.start + cast("bytes", known[1])
+
+
+def _outbound_edits(fields: RequestFields, strip_cookies: tuple[bytes, ...]) -> list[Edit]:
     edits: list[Edit] = []
-    for name in head.notable:
-        if name not in _OUTBOUND_PLAIN and not (name == b"trailer" and head.chunked):
-            edits += head.cuts(name)
-    if head.options:
-        edits += _nominated(head)
-        if head.upgrade:
-            lines += b"Connection: Upgrade\r\nUpgrade: " + b", ".join(head.get_all(b"upgrade")) + b"\r\n"
-    if b"te" in head.notable and not head.upgrade and b"trailers" in head.listed(b"te"):
+    for name in fields.notable:
+        if name not in _OUTBOUND_PLAIN and not (name == b"trailer" and fields.chunked):
+            edits += fields.cuts(name)
+    if fields.options:
+        edits += _nominated(fields)
+    if strip_cookies and b"cookie" in fields.notable:
+        edits += _cookie_edits(fields, strip_cookies)
+    return edits
+
+
+def _outbound_end(fields: RequestFields, lines: bytes) -> bytes:
+    if fields.upgrade:
+        lines += b"Connection: Upgrade\r\nUpgrade: " + b", ".join(fields.get_all(b"upgrade")) + b"\r\n"
+    elif b"te" in fields.notable and b"trailers" in fields.listed(b"te"):
         lines += b"Connection: TE\r\nTE: trailers\r\n"
-    if strip_cookies and b"cookie" in head.notable:
-        edits += _cookie_edits(head, strip_cookies)
-    if head.path is not head.target or not head.minor or host is not None:
-        edits += _readdressed(head, host)
-    return _edited(head.raw, edits, lines + b"\r\n")
+    return lines + b"\r\n"
 
 
 def inbound_head(head: ResponseHead, lines: bytes = b"", *, chunked: bool = False) -> bytes:
@@ -68,6 +80,14 @@ def inbound_head(head: ResponseHead, lines: bytes = b"", *, chunked: bool = Fals
         lines: header lines to add, each ended by CRLF.
         chunked: the body will be sent chunked.
     """
+    known = head.known.get("inbound")
+    if known is None or known[0] is not chunked:
+        end = b"Transfer-Encoding: chunked\r\n" if chunked else b""
+        known = head.known["inbound"] = (chunked, _edited(head.raw, _inbound_edits(head, chunked), end))
+    return cast("bytes", known[1]) + lines
+
+
+def _inbound_edits(head: ResponseHead, chunked: bool) -> list[Edit]:  # noqa: FBT001 - as `inbound_head` has it
     edits: list[Edit] = []
     for name in head.notable:
         if name not in _INBOUND_PLAIN and _ends_here(name) and not (name == b"trailer" and chunked):
@@ -76,9 +96,7 @@ def inbound_head(head: ResponseHead, lines: bytes = b"", *, chunked: bool = Fals
         edits += _nominated(head)
     if not head.minor:
         edits.append((0, 8, b"HTTP/1.1"))
-    if chunked:
-        lines += b"Transfer-Encoding: chunked\r\n"
-    return _edited(head.raw, edits, lines)
+    return edits
 
 
 def end_to_end_trailers(trailers: bytes) -> bytes:
@@ -112,7 +130,7 @@ def _edited(raw: bytes, edits: list[Edit], end: bytes) -> bytes:
     return b"".join(pieces)
 
 
-def _nominated(head: Head | ResponseHead) -> list[Edit]:
+def _nominated(head: Fields) -> list[Edit]:
     """Take out the lines that Connection names as meant for this hop, unless they go anyway."""
     edits: list[Edit] = []
     for option in head.options:
@@ -121,7 +139,7 @@ def _nominated(head: Head | ResponseHead) -> list[Edit]:
     return edits
 
 
-def _cookie_edits(head: Head, prefixes: tuple[bytes, ...]) -> list[Edit]:
+def _cookie_edits(head: RequestFields, prefixes: tuple[bytes, ...]) -> list[Edit]:
     edits = []
     for start, end, _ in head.cuts(b"cookie"):
         pairs = head.raw[start + 9 : end].split(b";")
@@ -131,7 +149,8 @@ def _cookie_edits(head: Head, prefixes: tuple[bytes, ...]) -> list[Edit]:
     return edits
 
 
-def _readdressed(head: Head, host: bytes | None) -> list[Edit]:
-    """The target in origin form, as HTTP/1.1, and the Host that the origin shall see."""
-    line = b"%b %b HTTP/1.1\r\nHost: %b" % (head.method, head.path, host or head.host or b"localhost")
-    return [(0, head.raw.index(b"\r"), line), *head.cuts(b"host")]
+def _readdressed(head: Head) -> list[Edit]:
+    """As HTTP/1.1, for the host that the target names."""
+    fields = head.fields
+    line = b" HTTP/1.1\r\nHost: %b" % (head.host or b"localhost")
+    return [(0, fields.raw.index(b"\r"), line), *fields.cuts(b"host")]

@@ -2,7 +2,7 @@
 
 A `Listener` makes one `Connection` a client; each request becomes an `Exchange` that is handed to a handler,
 in order, the next one only when the last is answered. Nothing here starts a task, and one timer a listener
-watches every deadline. The handler either answers (`Exchange.respond`) or attaches a `Relay` and streams.
+watches every deadline. The handler either answers (`Exchange.respond`) or sets a `Relay` that streams.
 """
 
 import asyncio
@@ -15,19 +15,20 @@ from typing import cast
 
 import httptools
 
+from waitingroom.bodies import Body, Chunked, Counted
 from waitingroom.deadlines import Sweep
 from waitingroom.exchange import REASONS, Exchange, Handler, Relay
 from waitingroom.forwarded import Client, Network, client_of
 from waitingroom.heads import (
     CRLF2,
     BadRequestError,
-    Body,
-    Chunked,
-    Counted,
     Head,
+    Memory,
+    RequestFields,
     check_partial,
     parse_head,
 )
+from waitingroom.outbox import Outbox, Speaker
 
 __all__ = ["Client", "Connection", "Exchange", "Handler", "Head", "Limits", "Listener", "Relay", "client_of"]
 
@@ -68,6 +69,8 @@ class Listener:
         self.trusted = trusted
         self.refusals: Counter[int] = Counter()
         self.draining = False
+        self.outbox = Outbox()
+        self.memory: Memory[RequestFields] = Memory()
         shortest = min(limits.head_timeout, limits.keepalive_timeout, limits.body_idle_timeout)
         self.sweep = Sweep(min(1.0, shortest / 4))
 
@@ -97,32 +100,31 @@ class Listener:
             connection.cut()
 
 
-class Connection(asyncio.Protocol):
+class Connection(Speaker):
     """One client's connection: it waits for a head, or serves one exchange, or lingers to close."""
 
     deadline = math.inf
     peer = ""
     scheme = "http"
-    _transport: asyncio.Transport
     _exchange: Exchange | None = None
     _body: Body | None = None
     _buffer = b""
     _choked = _in_loop = _lingering = _paused = _tunnel = False
 
     def __init__(self, listener: Listener) -> None:
+        super().__init__(listener.outbox)
         self._listener = listener
         self._time = asyncio.get_running_loop().time
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
-        self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        limits = self._listener.limits
+        transport = self.connected(transport, limits.high_water, limits.low_water)
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
             self.peer = peer[0]
         if transport.get_extra_info("sslcontext") is not None:
             self.scheme = "https"
-        limits = self._listener.limits
-        transport.set_write_buffer_limits(limits.high_water, limits.low_water)
         full = self._listener.connections >= limits.connections
         self._listener.sweep.add(self)
         self._wait(limits.head_timeout)
@@ -213,15 +215,13 @@ class Connection(asyncio.Protocol):
             return False
         if end > limits.head_bytes:
             raise BadRequestError(431, "the request head is too long")
-        if end == len(data):
-            head, self._buffer = parse_head(data, limits.head_fields), b""
-        else:
-            head, self._buffer = parse_head(data[:end], limits.head_fields), data[end:]
+        whole = end == len(data)
+        head = parse_head(data if whole else data[:end], limits.head_fields, self._listener.memory)
+        self._buffer = b"" if whole else data[end:]
         self.deadline = math.inf
-        if head.chunked:
-            self._body = Chunked()
-        elif head.length:
-            self._body = Counted(head.length)
+        fields = head.fields
+        if fields.has_body:
+            self._body = Chunked() if fields.chunked else Counted(fields.length or 0)
         self._serve(Exchange(head, self))
         return True
 
@@ -302,16 +302,16 @@ class Connection(asyncio.Protocol):
 
     def client(self, head: Head) -> Client:
         """Who sent the request with this head."""
-        return client_of(head, self.peer, self._listener.trusted, self.scheme)
-
-    def write(self, data: bytes) -> None:
-        """Send bytes of an answer, unless the client is known to be gone."""
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        known, host = head.fields.known, head.host
+        asked = known.get("client")
+        if asked is None or asked[0] != self.peer or asked[1] != self.scheme or asked[2] != host:
+            client = client_of(head, self.peer, self._listener.trusted, self.scheme)
+            known["client"] = asked = (self.peer, self.scheme, host, client)
+        return cast("Client", asked[3])
 
     def persists(self, head: Head) -> bool:
         """Whether another request may follow the one with this head."""
-        return head.keep_alive and not self._listener.draining and not self._lingering
+        return head.fields.keep_alive and not self._listener.draining and not self._lingering
 
     def skips(self, head: Head) -> bool:
         """Whether what is unread of the body is little enough to be read past."""
@@ -319,7 +319,7 @@ class Connection(asyncio.Protocol):
         if body is None:
             return True
         small = isinstance(body, Counted) and body.left <= self._listener.limits.drain_bytes
-        return small and not head.expects_continue
+        return small and not head.fields.expects_continue
 
     def answered(self, *, keep: bool) -> None:
         """The exchange is complete: read past the rest of its body, go on with the next, or close."""
@@ -363,7 +363,7 @@ class Connection(asyncio.Protocol):
         if self._body is None and not self._buffer:
             self._lingering = True
             self._wait(self._listener.limits.body_idle_timeout)
-            self._transport.close()
+            self.close()
         else:
             self._linger()
 
@@ -374,16 +374,9 @@ class Connection(asyncio.Protocol):
         self.resume()
         self._wait(_LINGER)
         if self._listener.connections > self._listener.limits.connections:
-            self._transport.close()
+            self.close()
         else:
             self.half_close()
-
-    def half_close(self) -> None:
-        """Tell the client that nothing more will come, over TLS by closing."""
-        if not self._transport.can_write_eof():
-            self._transport.close()
-        elif not self._transport.is_closing():
-            self._transport.write_eof()
 
     def retire(self) -> None:
         """Close as soon as nothing is under way."""
@@ -392,7 +385,7 @@ class Connection(asyncio.Protocol):
 
     def cut(self) -> None:
         """Close at once, whatever is unsent."""
-        self._transport.abort()
+        self.abort()
 
     def _wait(self, seconds: float) -> None:
         self.deadline = self._time() + seconds

@@ -5,30 +5,24 @@
 
 import math
 import ssl
-from collections.abc import Callable
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import httptools
 
+from waitingroom.bodies import Body, Chunked, Counted, Endless
 from waitingroom.exchange import Exchange
 from waitingroom.forwarded import forwarding_lines
-from waitingroom.heads import (
-    CRLF2,
-    BadResponseError,
-    Body,
-    Chunked,
-    Counted,
-    Endless,
-    ResponseHead,
-    parse_response,
-)
+from waitingroom.heads import CRLF2, BadResponseError, ResponseHead, parse_response
 from waitingroom.hop import end_to_end_trailers, inbound_head, outbound_head
 from waitingroom.upstream import Failure, Link, OriginLimits, Pool
 
-__all__ = ["Failure", "OriginLimits", "Outcome", "Upstream", "inbound_head", "outbound_head"]
+__all__ = ["Failure", "OriginLimits", "Outcome", "Upstream", "Watcher", "inbound_head", "outbound_head"]
 
 _IDEMPOTENT: Final = {b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"}
+
+Case_contra = TypeVar("Case_contra", contravariant=True)
+Case = TypeVar("Case")
 
 
 class Outcome(NamedTuple):
@@ -47,21 +41,27 @@ class Outcome(NamedTuple):
     failure: Failure | None
 
 
-ErrorPage = Callable[[Exchange, int, str], None]
-"""Answers an exchange that the origin failed: exchange, status (502, 503, 504) and the failure's name."""
+class Watcher(Protocol[Case_contra]):
+    """Whoever wants to know how a forwarded request fares; `case` is theirs, and says which one it is."""
 
-OnHead = Callable[[ResponseHead], bytes]
-OnDone = Callable[[Outcome], None]
+    def answered(self, case: Case_contra, head: ResponseHead) -> bytes:
+        """The origin's answer begins; returns header lines to add to it."""
+
+    def failed(self, case: Case_contra, status: int, reason: str) -> None:
+        """The origin has not answered: answer the exchange, with 502, 503 or 504, in its place."""
+
+    def ended(self, case: Case_contra, outcome: Outcome) -> None:
+        """Called once, at the end, however it ended."""
 
 
-class Upstream:
+class Upstream(Generic[Case]):
     """The storefront behind the gateway.
 
     Args:
         url: http://, https:// or unix:// address of the origin.
-        limits: what it is asked to bear.
-        error_page: answers where the origin does not; a plain line of text by default.
-        host: Host that the origin shall see instead of the shopper's.
+        watcher: told of every request.
+        limits: what the origin is asked to bear.
+        strip_cookies: beginnings of names of cookies that the origin must not see.
         context: TLS settings for an https origin.
 
     Raises:
@@ -71,52 +71,36 @@ class Upstream:
     def __init__(
         self,
         url: str,
+        watcher: Watcher[Case],
         *,
         limits: OriginLimits = OriginLimits(),  # noqa: B008 - frozen
-        error_page: ErrorPage | None = None,
-        host: bytes | None = None,
+        strip_cookies: tuple[bytes, ...] = (),
         context: ssl.SSLContext | None = None,
     ) -> None:
         self.limits = limits
         self.pool = Pool(url, limits, context)
-        self.error_page = error_page or _plain_error
-        self.host = host
+        self.watcher = watcher
+        self._strip_cookies = strip_cookies
 
-    def forward(
-        self,
-        exchange: Exchange,
-        *,
-        request_headers: bytes = b"",
-        strip_cookies: tuple[bytes, ...] = (),
-        on_head: OnHead | None = None,
-        on_done: OnDone | None = None,
-    ) -> None:
+    def forward(self, exchange: Exchange, case: Case) -> None:
         """Send the request to the origin and its answer to the shopper, whenever it comes.
 
         Args:
-            exchange: unanswered; if its client is gone already, `on_done` says so.
-            request_headers: header lines for the origin, each ended by CRLF.
-            strip_cookies: beginnings of names of cookies that the origin must not see.
-            on_head: called with the origin's head; returns header lines to add to the answer.
-            on_done: called once, at the end, however it ends.
+            exchange: unanswered; if its client is gone already, the watcher hears so.
+            case: handed to the watcher.
         """
-        lines = forwarding_lines(exchange.client, exchange.peer) + request_headers
-        raw = outbound_head(exchange.head, lines, strip_cookies=strip_cookies, host=self.host)
-        forwarding = _Forwarding(self, exchange, raw, on_head, on_done)
+        lines = forwarding_lines(exchange.client, exchange.peer)
+        raw = outbound_head(exchange.head, lines, self._strip_cookies)
+        forwarding = _Forwarding(self, exchange, raw, case)
         if exchange.gone:
             forwarding.gone()
             return
-        exchange.attach(forwarding)
+        exchange.relay = forwarding
         self.pool.serve(forwarding)
 
     async def close(self) -> None:
         """Close every connection to the origin."""
         await self.pool.close()
-
-
-def _plain_error(exchange: Exchange, status: int, reason: str) -> None:
-    text = f"{status} {reason}\n".encode()
-    exchange.respond(status, b"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n", text)
 
 
 class _Forwarding:
@@ -134,19 +118,11 @@ class _Forwarding:
     _body_begun = _request_sent = _retried = False
     _chunked_out = _tunnel = _half_ended = False
 
-    def __init__(
-        self,
-        upstream: Upstream,
-        exchange: Exchange,
-        raw: bytes,
-        on_head: OnHead | None,
-        on_done: OnDone | None,
-    ) -> None:
+    def __init__(self, upstream: Upstream[Any], exchange: Exchange, raw: bytes, case: object) -> None:
         self._upstream = upstream
         self._exchange = exchange
         self._raw = raw
-        self._on_head = on_head
-        self._on_done = on_done
+        self._case = case
 
     def begin(self, link: Link) -> None:
         """Send the head, then ask for the body."""
@@ -154,7 +130,7 @@ class _Forwarding:
         self._begun = monotonic()
         link.wait(self._upstream.limits.first_byte_timeout)
         link.write(self._raw)
-        if self._exchange.head.has_body:
+        if self._exchange.head.fields.has_body:
             self._exchange.pull()
         else:
             self._request_sent = True
@@ -166,7 +142,7 @@ class _Forwarding:
             return
         self._body_begun = True
         link.wait(self._patience())
-        if self._exchange.head.chunked and not self._tunnel:
+        if self._exchange.head.fields.chunked and not self._tunnel:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         link.write(data)
 
@@ -181,7 +157,7 @@ class _Forwarding:
             return
         self._request_sent = True
         link.wait(self._patience())
-        if self._exchange.head.chunked:
+        if self._exchange.head.fields.chunked:
             link.write(b"0\r\n" + end_to_end_trailers(trailers) + b"\r\n")
 
     def choke(self) -> None:
@@ -214,7 +190,8 @@ class _Forwarding:
                     raise BadResponseError("the head of the answer is too long")
                 self._buffer = data
                 return
-            head = parse_response(data if end == len(data) else data[:end], self._exchange.head.method)
+            raw = data if end == len(data) else data[:end]
+            head = parse_response(raw, self._exchange.head.method, self._upstream.pool.memory)
             data = data[end:]
             if head.status >= 200:  # noqa: PLR2004 - the first final status
                 self._begin_answer(head, data)
@@ -229,7 +206,7 @@ class _Forwarding:
         self._latency = monotonic() - self._begun
         self._answer = head
         self._buffer = b""
-        extra = self._on_head(head) if self._on_head is not None else b""
+        extra = self._upstream.watcher.answered(self._case, head)
         length = head.length
         if length is not None and len(rest) >= length:
             # The common case: all of a small answer in one read goes out in one write.
@@ -238,7 +215,7 @@ class _Forwarding:
             self._complete(clean=len(rest) == length)
             return
         self._reader = Counted(length) if length is not None else Chunked() if head.chunked else Endless()
-        self._chunked_out = length is None and exchange.head.minor == 1
+        self._chunked_out = length is None and exchange.head.fields.minor == 1
         if length is None and not self._chunked_out:
             exchange.close_after()
         link.wait(self._upstream.limits.idle_timeout)
@@ -265,13 +242,13 @@ class _Forwarding:
         self._exchange.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked_out else data)
 
     def _begin_tunnel(self, head: ResponseHead, rest: bytes) -> None:
-        if not self._exchange.head.upgrade:
+        if not self._exchange.head.fields.upgrade:
             raise BadResponseError("an upgrade that nobody asked for")
         assert self._link is not None
         self._latency = monotonic() - self._begun
         self._answer = head
         self._tunnel = True
-        extra = self._on_head(head) if self._on_head is not None else b""
+        extra = self._upstream.watcher.answered(self._case, head)
         protocol = b", ".join(head.get_all(b"upgrade"))
         lines = b"%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (extra, protocol)
         self._link.wait(self._upstream.limits.tunnel_timeout)
@@ -375,7 +352,7 @@ class _Forwarding:
             status = self._answer.status
             self._exchange.cut()
         else:
-            self._upstream.error_page(self._exchange, status, failure.value)
+            self._upstream.watcher.failed(self._case, status, failure.value)
         self._report(status, failure)
 
     def _complete(self, *, clean: bool) -> None:
@@ -392,7 +369,6 @@ class _Forwarding:
         self._exchange.finish()
 
     def _report(self, status: int, failure: Failure | None) -> None:
-        self.done = True
-        if self._on_done is not None:
-            on_done, self._on_done = self._on_done, None
-            on_done(Outcome(status, self._latency, self._sent, failure))
+        if not self.done:
+            self.done = True
+            self._upstream.watcher.ended(self._case, Outcome(status, self._latency, self._sent, failure))

@@ -15,7 +15,7 @@ import structlog
 from aiohttp import web
 
 from waitingroom.admin import application
-from waitingroom.answers import Answers
+from waitingroom.answers import Answers, Visit
 from waitingroom.config import ConfigError, Settings, differences
 from waitingroom.desk import Desk
 from waitingroom.embedded import EmbeddedValkey
@@ -29,6 +29,7 @@ from waitingroom.store import Store, StoreUnavailableError
 from waitingroom.telemetry import LoopLag, Telemetry
 from waitingroom.ticker import Ticker
 from waitingroom.tickets import Keyring, KeyTooShortError
+from waitingroom.visit import STRIPPED
 
 DRAIN = 10.0
 """Seconds that requests under way are given when the gateway stops."""
@@ -65,7 +66,7 @@ class Server:
         self._log = log
         self._clock = clock
         self._data = Path(settings.store.data)
-        self._upstreams: dict[str, Upstream] = {}
+        self._upstreams: dict[str, Upstream[Visit]] = {}
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
@@ -216,7 +217,7 @@ class Server:
 
         self._stack.push_async_callback(drain)
 
-    def _upstream(self, url: str) -> Upstream:
+    def _upstream(self, url: str) -> Upstream[Visit]:
         upstream = self._upstreams.get(url)
         if upstream is None:
             settings = self.settings.server
@@ -227,7 +228,7 @@ class Server:
                 idle_timeout=settings.body_timeout,
             )
             upstream = self._upstreams[url] = Upstream(
-                url, limits=limits, error_page=self._gateway.error_page
+                url, self._gateway, limits=limits, strip_cookies=STRIPPED
             )
         return upstream
 

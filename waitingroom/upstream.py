@@ -9,10 +9,12 @@ import ssl
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, cast
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from waitingroom.deadlines import Sweep
+from waitingroom.heads import Memory, ResponseHead
+from waitingroom.outbox import Outbox, Speaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class Job(Protocol):
         """The origin has caught up."""
 
 
-class Link(asyncio.Protocol):
+class Link(Speaker):
     """One connection to the origin.
 
     Attributes:
@@ -93,21 +95,20 @@ class Link(asyncio.Protocol):
         deadline: when silence becomes a failure.
     """
 
-    __slots__ = ("_job", "_paused", "_pool", "_time", "_transport", "deadline", "reused")
+    __slots__ = ("_job", "_paused", "_pool", "_time", "deadline", "reused")
 
     def __init__(self, pool: "Pool") -> None:
+        super().__init__(pool.outbox)
         self._pool = pool
         self._time = asyncio.get_running_loop().time
-        self._transport: asyncio.Transport
         self._job: Job | None = None
         self.reused = self._paused = False
         self.deadline = math.inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The origin has accepted."""
-        self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
         limits = self._pool.limits
-        transport.set_write_buffer_limits(limits.high_water, limits.low_water)
+        self.connected(transport, limits.high_water, limits.low_water)
         self._pool.arrived(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -151,18 +152,6 @@ class Link(asyncio.Protocol):
         self._job = job
         job.begin(self)
 
-    def write(self, data: bytes) -> None:
-        """Send to the origin, unless it is known to be gone; then `lost` is on its way to the job."""
-        if not self._transport.is_closing():
-            self._transport.write(data)
-
-    def half_close(self) -> None:
-        """Nothing more will be sent."""
-        if not self._transport.can_write_eof():
-            self._transport.close()
-        elif not self._transport.is_closing():
-            self._transport.write_eof()
-
     def pause(self) -> None:
         """Read no more for now; waiting is not the origin's fault then."""
         self.deadline = math.inf
@@ -193,16 +182,16 @@ class Link(asyncio.Protocol):
     def close(self) -> None:
         """Give the link up once everything written has been sent."""
         self._job = None
-        self._transport.close()
+        super().close()
 
     def abandon(self) -> None:
         """Break off; the job learns that its link is lost."""
-        self._transport.abort()
+        self.abort()
 
     def cut(self) -> None:
         """Give the link up at once."""
         self._job = None
-        self._transport.abort()
+        self.abort()
 
 
 class Pool:
@@ -215,6 +204,8 @@ class Pool:
     def __init__(self, url: str, limits: OriginLimits, context: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
         self.limits = limits
+        self.outbox = Outbox()
+        self.memory: Memory[ResponseHead] = Memory()
         self.unix = parts.path if parts.scheme == "unix" else ""
         self.host = parts.hostname or ""
         self.port = parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,6 +1,7 @@
 """What a request says about its visitor, and what its answer says back, as pure functions of bytes."""
 
 import re
+from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 
 from waitingroom.heads import Head, ResponseHead
@@ -11,6 +12,9 @@ OURS = "/.waitingroom/"
 
 STRIPPED = (b"wr-", b"__Host-wr-", b"__Secure-wr-")
 """Beginnings of the names of cookies that are ours and none of the origin's business."""
+
+_LONGEST_KEPT = 256
+"""Bytes of a target that is worth remembering."""
 
 _PORTS = {b"http": b":80", b"https": b":443"}
 
@@ -38,6 +42,17 @@ def plain_path(target: bytes) -> str:
     return "/" + b"/".join(kept).decode("utf-8", "replace")
 
 
+def asked_for(target: bytes) -> tuple[str, str | None]:
+    """The plain path of a target, and what of it lies under our own paths, None if nothing does."""
+    return _asked_for(target) if len(target) <= _LONGEST_KEPT else _asked_for.__wrapped__(target)
+
+
+@lru_cache(maxsize=4096)
+def _asked_for(target: bytes) -> tuple[str, str | None]:
+    path = plain_path(target)
+    return path, path[len(OURS) :] if f"{path}/".startswith(OURS) else None
+
+
 def query_value(target: bytes, name: bytes) -> bytes | None:
     """The first value of a query parameter, percent-decoded; None without one."""
     for pair in target.partition(b"?")[2].split(b"&"):
@@ -56,10 +71,10 @@ def host_of(authority: bytes) -> str:
 
 def cookies(head: Head, names: tuple[bytes, ...]) -> list[tuple[bytes, bytes]]:
     """Every cookie with one of `names`, as (name, value), in the order of `names`."""
-    if b"cookie" not in head.notable:
+    if b"cookie" not in head.fields.notable:
         return []
     found = []
-    for line in head.get_all(b"cookie"):
+    for line in head.fields.get_all(b"cookie"):
         for pair in line.split(b";"):
             name, equals, value = pair.strip(b" \t").partition(b"=")
             if equals and name in names:
