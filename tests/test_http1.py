@@ -356,18 +356,11 @@ async def test_other_unread_bodies_close_the_connection(request_bytes: bytes) ->
 async def test_handlers_learn_that_the_client_left() -> None:
     """An exchange whose client is gone says so, and answering it does no harm."""
     waiting: list[Exchange] = []
-    left: list[bool] = []
-
-    def wait(exchange: Exchange) -> None:
-        exchange.on_gone = lambda: left.append(True)
-        waiting.append(exchange)
-
-    async with listening(wait) as (port, listener), dial(port) as client:
+    async with listening(waiting.append) as (port, listener), dial(port) as client:
         await client.send(get())
         await eventually(lambda: bool(waiting))
         client.reset()
-        await eventually(lambda: bool(left))
-        assert waiting[0].gone
+        await eventually(lambda: waiting[0].gone)
         waiting[0].respond(200, b"", b"too late")
         assert listener.connections == 0
 

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import eventually
-from waitingroom.logs import BACKLOG_LINES, LogWriter, RequestLog, Served, configure_logging, path_of
+from waitingroom.logs import BACKLOG_LINES, LogWriter, configure_logging
+from waitingroom.requestlog import RequestLog, Served, path_of
 from waitingroom.telemetry import Telemetry
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbm4ifQ.c2lnbmF0dXJl"

@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.conftest import eventually
-from waitingroom.logs import Served
+from waitingroom.requestlog import Served
 from waitingroom.room import Room, Snapshot, Totals
 from waitingroom.telemetry import METRICS, NO_ROOM, PREFIX, VERDICTS, LoopLag, Row, Telemetry
 

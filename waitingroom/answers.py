@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from waitingroom.exchange import Exchange
-from waitingroom.logs import Served, Verdict
 from waitingroom.pages import (
     Form,
     Page,
@@ -17,6 +16,7 @@ from waitingroom.pages import (
     problem_json,
     status_json,
 )
+from waitingroom.requestlog import Served, Verdict
 from waitingroom.room import Room, Status
 from waitingroom.telemetry import NO_ROOM, Telemetry
 from waitingroom.visit import OURS, asked_for, host_of

@@ -4,7 +4,7 @@ The connection to the shopper makes an `Exchange`; a `Handler` decides about it;
 from somewhere else does so as its `Relay`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Protocol
 
@@ -69,16 +69,15 @@ class Exchange:
         gone: the client left before its answer was complete.
         started: the final answer has begun.
         pulling: the relay takes the request's body.
-        on_gone: called, if set, when the client leaves before its answer is complete.
     """
-
-    relay: Relay | None = None
-    on_gone: Callable[[], None] | None = None
-    gone = started = pulling = False
-    _keep = True
 
     def __init__(self, head: Head, channel: Channel) -> None:
         self.head = head
+        self.relay: Relay | None = None
+        self.gone = False
+        self.started = False
+        self.pulling = False
+        self._keep = True
         self.client = channel.client(head)
         self.peer = channel.peer
         self._channel: Channel | None = channel
@@ -190,8 +189,6 @@ class Exchange:
         relay, self.relay = self.relay, None
         if relay is not None:
             relay.gone()
-        if self.on_gone is not None:
-            self.on_gone()
 
 
 def header_lines(pairs: Iterable[tuple[str, str]]) -> bytes:

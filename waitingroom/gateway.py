@@ -18,9 +18,9 @@ from waitingroom.answers import PLAIN, Answers, Visit
 from waitingroom.desk import Desk
 from waitingroom.exchange import Exchange
 from waitingroom.heads import ResponseHead
-from waitingroom.logs import Verdict
 from waitingroom.pages import Form
 from waitingroom.proxy import Failure, Outcome, Upstream
+from waitingroom.requestlog import Verdict
 from waitingroom.room import Answer, Entry, Knock, Method, State, bypasses, protects, rank_rooms
 from waitingroom.store import Store, StoreUnavailableError, UnknownRoomError
 from waitingroom.telemetry import OriginError, Telemetry

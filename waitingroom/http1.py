@@ -74,9 +74,9 @@ class Listener:
         shortest = min(limits.head_timeout, limits.keepalive_timeout, limits.body_idle_timeout)
         self.sweep = Sweep(min(1.0, shortest / 4))
 
-    def __call__(self) -> "Connection":
+    def __call__(self) -> asyncio.Protocol:
         """A protocol for a client that connects."""
-        return Connection(self)
+        return cast("asyncio.Protocol", Connection(self))
 
     @property
     def connections(self) -> int:
@@ -103,18 +103,21 @@ class Listener:
 class Connection(Speaker):
     """One client's connection: it waits for a head, or serves one exchange, or lingers to close."""
 
-    deadline = math.inf
-    peer = ""
-    scheme = "http"
-    _exchange: Exchange | None = None
-    _body: Body | None = None
-    _buffer = b""
-    _choked = _in_loop = _lingering = _paused = _tunnel = False
-
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener.outbox)
         self._listener = listener
         self._time = asyncio.get_running_loop().time
+        self.deadline = math.inf
+        self.peer = ""
+        self.scheme = "http"
+        self._exchange: Exchange | None = None
+        self._body: Body | None = None
+        self._buffer = b""
+        self._choked = False
+        self._in_loop = False
+        self._lingering = False
+        self._paused = False
+        self._tunnel = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""

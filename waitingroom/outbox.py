@@ -36,8 +36,11 @@ class Outbox:
             speaker.flush()
 
 
-class Speaker(asyncio.Protocol):
-    """One connection, as far as writing to it goes."""
+class Speaker:
+    """One connection, as far as writing to it goes.
+
+    What derives from it is an `asyncio.Protocol` by what it does, not by inheritance, so that it can be compiled.
+    """
 
     __slots__ = ("_outbox", "_transport", "_unsent")
 

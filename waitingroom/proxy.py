@@ -106,23 +106,26 @@ class Upstream(Generic[Case]):
 class _Forwarding:
     """One exchange on its way through one link: its relay on the shopper's side, its job on the origin's."""
 
-    deadline = math.inf
-    done = False
-    _link: Link | None = None
-    _answer: ResponseHead | None = None
-    _reader: Body | None = None
-    _latency: float | None = None
-    _buffer = b""
-    _begun = 0.0
-    _sent = 0
-    _body_begun = _request_sent = _retried = False
-    _chunked_out = _tunnel = _half_ended = False
-
     def __init__(self, upstream: Upstream[Any], exchange: Exchange, raw: bytes, case: object) -> None:
         self._upstream = upstream
         self._exchange = exchange
         self._raw = raw
         self._case = case
+        self.deadline = math.inf
+        self.done = False
+        self._link: Link | None = None
+        self._answer: ResponseHead | None = None
+        self._reader: Body | None = None
+        self._latency: float | None = None
+        self._buffer = b""
+        self._begun = 0.0
+        self._sent = 0
+        self._body_begun = False
+        self._request_sent = False
+        self._retried = False
+        self._chunked_out = False
+        self._tunnel = False
+        self._half_ended = False
 
     def begin(self, link: Link) -> None:
         """Send the head, then ask for the body."""

@@ -21,9 +21,9 @@ from waitingroom.desk import Desk
 from waitingroom.embedded import EmbeddedValkey
 from waitingroom.gateway import Gateway
 from waitingroom.http1 import Limits, Listener
-from waitingroom.logs import RequestLog
 from waitingroom.pages import Pages
 from waitingroom.proxy import OriginLimits, Upstream
+from waitingroom.requestlog import RequestLog
 from waitingroom.room import Room
 from waitingroom.store import Store, StoreUnavailableError
 from waitingroom.telemetry import LoopLag, Telemetry

@@ -215,7 +215,7 @@ class Store:
             self._sequence += 1
             sequence = self._sequence
         known = self._known.get(room, {})
-        told = [{name: getattr(knock, name) for name in Knock.__slots__} for knock in knocks]
+        told = [asdict(knock) for knock in knocks]
         header = {"sequence": sequence, "known": known, "knocks": told}
         reply = await self._run("enter", room, header)
         answer = json.loads(reply[1])

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from waitingroom import __version__
-from waitingroom.logs import RequestLog, Served, Verdict
+from waitingroom.requestlog import RequestLog, Served, Verdict
 from waitingroom.room import Room, Snapshot
 
 PREFIX = "waitingroom_"

@@ -9,7 +9,7 @@ import ssl
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from waitingroom.deadlines import Sweep
@@ -257,10 +257,10 @@ class Pool:
         try:
             async with asyncio.timeout(self.limits.connect_timeout):
                 if self.unix:
-                    _, link = await loop.create_unix_connection(lambda: Link(self), self.unix)
+                    _, link = await loop.create_unix_connection(self._link, self.unix)
                 else:
                     _, link = await loop.create_connection(
-                        lambda: Link(self), self.host, self.port, ssl=self._context
+                        self._link, self.host, self.port, ssl=self._context
                     )
         except (OSError, UnicodeError) as error:  # a name can be so odd that it is not even looked up
             self._opening -= 1
@@ -275,6 +275,9 @@ class Pool:
             self.rest(link)
         else:
             link.assign(job)
+
+    def _link(self) -> Any:
+        return Link(self)
 
     def arrived(self, link: Link) -> None:
         """A link has connected."""
