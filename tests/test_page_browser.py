@@ -11,8 +11,9 @@ from aiohttp import web
 from playwright.async_api import Browser, BrowserContext, Page
 
 from tests.conftest import CHROMIUM, eventually
+from waitingroom.documents import status_json
 from waitingroom.pages import Page as Sent
-from waitingroom.pages import Pages, Trouble, status_json
+from waitingroom.pages import Pages, Trouble
 from waitingroom.room import Room, State, Status
 
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")

@@ -15,15 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waitingroom import branding, locales
+from waitingroom.documents import cloudflare_json, problem_json, status_json
 from waitingroom.pages import (
     Form,
     Page,
     Pages,
     Trouble,
-    cloudflare_json,
     negotiate,
-    problem_json,
-    status_json,
 )
 from waitingroom.room import Method, Room, State, Status
 from waitingroom.stencil import Stencil, hole

@@ -2,22 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from waitingroom.documents import cloudflare_json, problem_json, status_json
 from waitingroom.exchange import Exchange
-from waitingroom.pages import (
-    Form,
-    Page,
-    Pages,
-    Trouble,
-    cloudflare_json,
-    negotiate,
-    problem_json,
-    status_json,
-)
+from waitingroom.pages import Form, Page, Pages, Trouble, negotiate
 from waitingroom.requestlog import Served, Verdict
-from waitingroom.room import Room, Status
+from waitingroom.room import Room, State, Status
 from waitingroom.telemetry import NO_ROOM, Telemetry
 from waitingroom.visit import OURS, asked_for, host_of
 
@@ -103,7 +95,7 @@ class Answers:
     def tell(self, visit: Visit, status: Status, form: Form, cookie: bytes = b"") -> None:
         """Tell a visitor that they have to wait, and where they stand, in the form that they can read."""
         room = visit.desk.room
-        status = replace(status, updated=self._wall())
+        status.updated = self._wall()
         if form is Form.PAGE:
             page = self._pages.render(
                 room,
@@ -129,7 +121,7 @@ class Answers:
 
     def document(self, visit: Visit, verdict: Verdict, status: Status, cookie: bytes = b"") -> None:
         """Answer with the bare status document."""
-        status = replace(status, updated=self._wall())
+        status.updated = self._wall()
         self.respond(visit, verdict, 200, _told(status, b"application/json") + cookie, status_json(status))
 
     def failed(self, visit: Visit, status: int, reason: str) -> None:
@@ -185,12 +177,13 @@ def _accepts_gzip(visit: Visit) -> bool:
 
 
 def _told(status: Status, kind: bytes) -> bytes:
-    return b"%bContent-Type: %b\r\nWaiting-Room: %b\r\nRetry-After: %d\r\n" % (
-        _JSON,
-        kind,
-        status.state.value.encode(),
-        max(1, round(status.poll_after)),
-    )
+    return _told_lines(status.state, kind, max(1, round(status.poll_after)))
+
+
+@lru_cache(maxsize=1024)
+def _told_lines(state: State, kind: bytes, seconds: int) -> bytes:
+    lines = b"%bContent-Type: %b\r\nWaiting-Room: %b\r\nRetry-After: %d\r\n"
+    return lines % (_JSON, kind, state.value.encode(), seconds)
 
 
 def _lines(page: Page, *more: bytes) -> bytes:

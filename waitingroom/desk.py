@@ -7,7 +7,7 @@ No clock of its own: `now` is monotonic seconds, and the room's clock is judged 
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from waitingroom.room import LATEST, SEGMENT, SOONEST, Method, Room, Snapshot, State, Status, seen_number
 from waitingroom.tickets import Token, Use
@@ -216,7 +216,8 @@ class Desk:
             entered = self._leases.get(token.seat, 0) > self.clock(now)
             return self.say(State.INSIDE) if entered else self.say(State.ENDED, poll_after=LATEST)
         status = self.look(number, now, jitter, shown)
-        return replace(status, missed=True) if number in self._missed else status
+        status.missed = number in self._missed
+        return status
 
     def visit(self, token: Token, now: float, jitter: float) -> Status:
         """The same for somebody who came by themselves, which a poll cannot show."""
@@ -228,7 +229,8 @@ class Desk:
         """The same without handing anything in: who has just joined is present once their cookie is back."""
         status = seen_number(self.snapshot, number, jitter, self.room, shown, self._unheard(number))
         if self.stale(now):
-            return replace(status, state=State.UNAVAILABLE, low=None, high=None, until=None, poll_after=STALE)
+            status.state, status.poll_after = State.UNAVAILABLE, STALE
+            status.low = status.high = status.until = None
         return status
 
     def enter(self, token: Token) -> None:

@@ -39,7 +39,7 @@ class Outbox:
 class Speaker:
     """One connection, as far as writing to it goes.
 
-    What derives from it is an `asyncio.Protocol` by what it does, not by inheritance, so that it can be compiled.
+    What derives from it is an `asyncio.Protocol` by what it does and not by inheritance, so that it compiles.
     """
 
     __slots__ = ("_outbox", "_transport", "_unsent")

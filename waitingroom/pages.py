@@ -1,4 +1,4 @@
-"""What a waiting visitor is sent: the page, the status document, and the choice between them.
+"""What a waiting visitor is sent: the page, or a document, and the choice between them.
 
 A page is compiled once for each room, language and state, with holes for what belongs to one visitor; a
 newcomer costs no more than filling these.
@@ -14,11 +14,11 @@ from hashlib import sha256
 from html import escape
 from importlib import resources
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from waitingroom import locales
 from waitingroom.branding import Palette, logo_url, palette
-from waitingroom.room import Method, Room, State, Status
+from waitingroom.room import Room, State, Status
 from waitingroom.stencil import Stencil, hole
 
 if TYPE_CHECKING:
@@ -80,85 +80,7 @@ def negotiate(
     return Form.PAGE if navigates else Form.PROBLEM
 
 
-def _document(status: Status) -> dict[str, Any]:
-    wait = (
-        None
-        if status.low is None or status.high is None
-        else {"low": round(status.low), "high": ceil(status.high)}
-    )
-    document: dict[str, Any] = {
-        "room": status.room,
-        "state": status.state,
-        "position": status.position,
-        "ahead": status.ahead,
-        "wait": wait,
-        "poll_after": round(status.poll_after, 1),
-        "message": status.message,
-        "updated": round(status.updated),
-    }
-    if status.until is not None:
-        document["until"] = int(status.until)
-    if status.missed:
-        document["missed"] = True
-    return document
-
-
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
-def status_json(status: Status) -> bytes:
-    """Write the status document (`application/json`)."""
-    return _encode(_document(status)).encode()
-
-
-_NO_LOTTERY_NO_EVENT = {
-    **dict.fromkeys(("waitTime25Percentile", "waitTime50Percentile", "waitTime75Percentile"), 0),
-    **dict.fromkeys(("isRandomQueue", "isEventActive", "shuffleAtEventStart", "infiniteQueue"), False),
-    **dict.fromkeys(("timeUntilEventStart", "timeUntilEventEnd"), 0),
-    **dict.fromkeys(("timeUntilEventStartFormatted", "timeUntilEventEndFormatted"), "unavailable"),
-}
-
-
-def cloudflare_json(room: Room, status: Status) -> bytes:
-    """Write the status document with `cfWaitingRoom` inside: the fields that Cloudflare's JSON answer has."""
-    known = status.low is not None and status.high is not None
-    minutes = (
-        ceil((status.low + status.high) / 120) if status.low is not None and status.high is not None else 0
-    )
-    method = room.queueing_method
-    theirs = {
-        "inWaitingRoom": True,
-        "waitTimeKnown": known,
-        "waitTime": minutes,
-        "waitTimeFormatted": f"{minutes} minute{'' if minutes == 1 else 's'}" if known else "unavailable",
-        "queueIsFull": status.state is State.FULL,
-        "queueAll": room.queue_all or room.paused,
-        "lastUpdated": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(status.updated))
-        + f".{int(status.updated % 1 * 1000):03d}Z",
-        "refreshIntervalSeconds": 0 if method is Method.REJECT else ceil(status.poll_after),
-        "queueingMethod": method,
-        "isFIFOQueue": method is Method.FIFO,
-        "isPassthroughQueue": method is Method.PASSTHROUGH,
-        "isRejectQueue": method is Method.REJECT,
-        "isEventPrequeueing": status.state is State.PREQUEUE,
-        "turnstile": "",
-        **_NO_LOTTERY_NO_EVENT,
-    }
-    return _encode({**_document(status), "cfWaitingRoom": theirs}).encode()
-
-
-def problem_json(status: Status) -> bytes:
-    """Write the answer to a request that is no page: 429 with `application/problem+json` (RFC 9457)."""
-    return _encode(
-        {
-            "type": "about:blank",
-            "title": "Too Many Requests",
-            "status": 429,
-            "detail": "This visitor has no seat in the shop yet. The request was not passed on.",
-            **_document(status),
-        }
-    ).encode()
-
 
 _POLLED = frozenset(State) | {"missed"}
 _CLIENT_TEXTS = (

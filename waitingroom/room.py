@@ -111,15 +111,15 @@ class Room:
     version: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Status:
-    """What one visitor is told: the status document, whatever form it is sent in.
+    """What one visitor is told: the status document, whatever form it is sent in. Made for one answer.
 
     Attributes:
         position: place in line, 1 is next; None where there is no place to speak of.
         low: shortest honest estimate of the wait in seconds, None if unknown; `high` the longest.
         poll_after: seconds until asking again is of use.
-        updated: Unix time of the answer.
+        updated: Unix time of the answer, set by whoever sends it.
         until: seconds left to take up the seat, in state `your_turn`.
         missed: whether an earlier turn was missed, so that the visitor has to say "I am here".
     """

@@ -58,7 +58,8 @@ def query_value(target: bytes, name: bytes) -> bytes | None:
     for pair in target.partition(b"?")[2].split(b"&"):
         key, _, value = pair.partition(b"=")
         if key == name:
-            return unquote_to_bytes(value.replace(b"+", b" "))
+            written = b"%" in value or b"+" in value
+            return unquote_to_bytes(value.replace(b"+", b" ")) if written else value
     return None
 
 
