@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Formatter
 
 import pytest
+from babel.numbers import format_decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -363,6 +364,13 @@ def test_language_is_complete(tag: str) -> None:
             loose = category in {"zero", "one", "two"}
             assert placeholders(form) <= placeholders(wanted["other"]), (key, category)
             assert loose or placeholders(form) == placeholders(wanted["other"]), (key, category)
+
+
+@pytest.mark.parametrize("tag", LANGUAGES)
+def test_numbers_are_grouped_as_the_language_does(tag: str) -> None:
+    """Positions of any size are written as Babel, which knows the languages, would write them."""
+    for number in (*range(0, 12_000, 7), 123_456, 1_234_567, 10**9):
+        assert LANGUAGES[tag].number(number) == format_decimal(number, locale=tag, numbering_system="latn")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +56,14 @@ def test_signed_token_comes_back_as_it_was(token: Token) -> None:
     assert ring.verify(ring.sign(token).encode(), "sale") == token
 
 
+def test_an_edge_verifies_with_a_library_of_its_own() -> None:
+    """What we sign is a JWT to others: signature, issuer, audience and times check out in PyJWT."""
+    now = int(time.time())
+    text = Keyring([NEW]).sign(replace(TOKEN, issued=now, expires=now + 60))
+    claims = jwt.decode(text, NEW, algorithms=["HS256"], audience="sale", issuer="waitingroom")
+    assert (claims["sub"], claims["n"], claims["use"]) == ("v1", ["main", TOKEN.number], "ticket")
+
+
 def test_rotating_keys_loses_nobody() -> None:
     """The first key signs and all verify; a token of a key that was taken away proves nothing."""
     before, both, after = Keyring([OLD]), Keyring([NEW, OLD]), Keyring({key_id(NEW): NEW})
@@ -74,6 +83,8 @@ def test_rotating_keys_loses_nobody() -> None:
         (jwt.encode(CLAIMS, OTHER, algorithm="HS256", headers={"kid": key_id(NEW)}), "signature"),
         (jwt.encode(CLAIMS, NEW, algorithm="HS256"), "key"),
         (signed(CLAIMS, OTHER), "key"),
+        (signed(CLAIMS, typ="at+jwt"), "malformed"),
+        (signed(CLAIMS, crit=["b64"], b64=True), "malformed"),
         (signed(CLAIMS)[:-4] + "AAAA", "signature"),
         (signed(CLAIMS | {"sub": "v" * 1024}), "long"),
         (signed(CLAIMS | {"end": float("inf")}), "malformed"),

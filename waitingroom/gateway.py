@@ -6,7 +6,6 @@ one call.
 """
 
 import asyncio
-import secrets
 from collections.abc import Callable, Mapping
 from functools import partial
 from http import HTTPStatus
@@ -16,6 +15,7 @@ import structlog
 
 from waitingroom.answers import PLAIN, Answers, Visit
 from waitingroom.desk import Desk
+from waitingroom.endpoints import Endpoints
 from waitingroom.exchange import Exchange
 from waitingroom.heads import ResponseHead
 from waitingroom.pages import Form
@@ -30,9 +30,8 @@ from waitingroom.visit import (
     host_of,
     kept_by_all,
     query_value,
-    return_path,
-    same_origin,
     set_cookie,
+    strangers,
 )
 
 _log = structlog.get_logger()
@@ -91,14 +90,10 @@ class Gateway:
         self._jitter = jitter
         self._verified: dict[tuple[str, bytes], Token] = {}
         self._routes: dict[bytes, list[Desk]] = {}
+        self._strangers = strangers()
         self._renewals: dict[tuple[str, str, str], tuple[int, bytes]] = {}
         self._loop = asyncio.get_running_loop()
-        self._own: Mapping[str, Callable[[Visit], None]] = {
-            "status": self._status,
-            "here": self._here,
-            "leave": self._leave,
-            "front.json": self._front,
-        }
+        self._endpoints = Endpoints(answers, wall, jitter)
 
     def handle(self, exchange: Exchange) -> None:
         """Decide about one request."""
@@ -110,7 +105,7 @@ class Gateway:
         visit.desk = desk
         self._recognise(visit)
         if visit.ours is not None:
-            self._own.get(visit.ours, self._unknown)(visit)
+            self._serve(visit, visit.ours)
         elif visit.token is not None and desk.holds(visit.token, visit.started):
             desk.touch(visit.token)
             self._forward(visit, "forwarded")
@@ -118,6 +113,28 @@ class Gateway:
             self._forward(visit, "bypassed")
         else:
             self._decide(visit)
+
+    def _serve(self, visit: Visit, ours: str) -> None:
+        if ours == "decision":
+            self._rule(visit)
+        else:
+            self._endpoints.serve(visit, ours)
+
+    def _rule(self, visit: Visit) -> None:
+        """Tell an edge that asks for each request whether it may pass; whoever may not is for us to answer.
+
+        Never anything but 204 and 401: edges take other statuses for failures, some of which open the door.
+        """
+        desk, token = visit.desk, visit.token
+        if token is not None and desk.holds(token, visit.started):
+            desk.touch(token)
+            end = desk.renewed(token)
+            lines = self._reissued(visit) if end is None else self._renewal(visit, token, end)
+            self._answers.respond(visit, "forwarded", 204, lines)
+        elif desk.off:
+            self._answers.respond(visit, "bypassed", 204, b"")
+        else:
+            self._answers.respond(visit, "answered", 401, b"Cache-Control: no-store\r\n")
 
     def _desk_of(self, visit: Visit) -> Desk | None:
         path = visit.path
@@ -192,7 +209,7 @@ class Gateway:
         desk, token, form, now = visit.desk, visit.token, visit.form, visit.started
         if token is None:
             if form in _JOINING or desk.open:
-                self._knock(visit, Knock(secrets.token_urlsafe(16), wait=form in _JOINING))
+                self._knock(visit, Knock(next(self._strangers), wait=form in _JOINING))
             else:
                 self._answers.tell(visit, desk.say(State.WAITING), form)
         elif token.use is Use.PASS:
@@ -338,72 +355,6 @@ class Gateway:
             given = self._renewals[key] = (end, self._cookie(visit, renewed))
         return given[1]
 
-    def _status(self, visit: Visit) -> None:
-        """The status document. Asking never joins, and never claims."""
-        desk, token = visit.desk, visit.token
-        if desk.off or (token is not None and token.use is Use.PASS):
-            status = desk.say(State.INSIDE)
-        elif token is None:
-            status = desk.say(State.ENDED, poll_after=60.0)
-        else:
-            status = desk.poll(token, visit.started, self._jitter(), _shown(visit))
-        self._answers.document(visit, "status_poll", status)
-
-    def _here(self, visit: Visit) -> None:
-        """Somebody says "I am here", or starts anew after their number was spent."""
-        desk, token, head = visit.desk, visit.token, visit.exchange.head
-        back = return_path(head, visit.client.host, desk.room.path)
-        lines = b"Location: %b\r\nCache-Control: no-store\r\n" % back
-        # A link on somebody else's page must not cost a place.
-        anew = query_value(head.target, b"anew") and same_origin(head, visit.client.host)
-        if token is None or anew:
-            lines += set_cookie(desk.room, visit.client.scheme, "", 0)
-        elif token.use is Use.TICKET:
-            desk.visit(token, visit.started, 0.0)
-        self._answers.respond(visit, "answered", 303, lines)
-
-    def _leave(self, visit: Visit) -> None:
-        """Somebody gives up their place or seat."""
-        head = visit.exchange.head
-        if head.method != b"POST":
-            self._answers.respond(visit, "refused", 405, PLAIN + b"Allow: POST\r\n", b"Leaving is a POST.\n")
-            return
-        if not same_origin(head, visit.client.host):
-            self._answers.respond(visit, "refused", 403, PLAIN, b"This must come from a page of this site.\n")
-            return
-        if visit.token is not None:
-            visit.desk.leave(visit.token, visit.started)
-        status = visit.desk.say(State.ENDED, poll_after=60.0)
-        cookie = set_cookie(visit.desk.room, visit.client.scheme, "", 0)
-        if visit.form is Form.FORM:
-            self._answers.tell(visit, status, Form.PAGE, cookie)
-        else:
-            self._answers.document(visit, "answered", status, cookie)
-
-    def _front(self, visit: Visit) -> None:
-        """What is the same for everybody, so that a cache in front may answer it."""
-        desk = visit.desk
-        seen = desk.snapshot
-        front = seen.line.front
-        body = b'{"room":"%b","front":%d,"issued":%d,"waiting":%d,"paused":%b,"updated":%d}' % (
-            desk.room.name.encode(),
-            seen.issued + 1 if front is None else front,
-            seen.issued,
-            seen.waiting,
-            b"true" if desk.room.paused else b"false",
-            int(self._wall()),
-        )
-        lines = b"Content-Type: application/json\r\nCache-Control: public, max-age=2\r\n"
-        self._answers.respond(visit, "answered", 200, lines, body)
-
-    def _unknown(self, visit: Visit) -> None:
-        self._answers.respond(visit, "refused", 404, PLAIN, b"There is nothing here.\n")
-
 
 def _revokes(head: ResponseHead) -> bool:
     return any(b"revoke" in head.notable.get(name, b"") for name in COMMANDS)
-
-
-def _shown(visit: Visit) -> int | None:
-    shown = query_value(visit.exchange.head.target, b"shown") or b""
-    return int(shown[:9]) if shown.isdigit() else None

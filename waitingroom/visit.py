@@ -1,6 +1,9 @@
 """What a request says about its visitor, and what its answer says back, as pure functions of bytes."""
 
 import re
+import secrets
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
 from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 
@@ -21,6 +24,14 @@ _PORTS = {b"http": b":80", b"https": b":443"}
 _TWO_READINGS = re.compile(rb"[%\\;]|//|/\.")
 
 _KEPT_BY_ALL = re.compile(rb"(?:^|[ ,])(?:public|s-maxage=|max-age=0*[1-9])")
+
+
+def strangers() -> Iterator[str]:
+    """Random ids of 128 bits for visitors, without end; the system is asked for many at a time."""
+    while True:
+        pool = secrets.token_bytes(16 * 256)
+        for at in range(0, len(pool), 16):
+            yield urlsafe_b64encode(pool[at : at + 16]).rstrip(b"=").decode()
 
 
 def plain_path(target: bytes) -> str:

@@ -33,11 +33,13 @@ class Language:
         tag: BCP 47 tag, as sent in `Content-Language`.
         direction: `ltr` or `rtl`.
         texts: sentences by key; those that count are a table of plural categories with `{n}` inside.
+        group: what stands between the thousands of a number.
     """
 
     tag: str
     direction: str
     texts: Mapping[str, Text]
+    group: str
     _locale: "Locale" = field(repr=False)
 
     def say(self, key: str) -> str:
@@ -48,7 +50,7 @@ class Language:
 
     def number(self, value: int) -> str:
         """Write a whole number with the language's own grouping, in Western digits."""
-        return _number(value, self.tag)
+        return f"{value:,}".replace(",", self.group)
 
     def count(self, key: str, value: int, **others: int) -> str:
         """Write the sentence `key` in the plural form for `value`, which stands for `{n}` in it."""
@@ -83,13 +85,6 @@ class Language:
         return self.count(f"wait_{unit}", most, low=least) if least else self.count(f"wait_upto_{unit}", most)
 
 
-@lru_cache(maxsize=8192)
-def _number(value: int, tag: str) -> str:
-    from babel.numbers import format_decimal  # noqa: PLC0415 - only a gateway that serves pages pays for Babel
-
-    return format_decimal(value, locale=tag, numbering_system="latn")
-
-
 def load() -> dict[str, Language]:
     """Read every language there is.
 
@@ -97,6 +92,7 @@ def load() -> dict[str, Language]:
         Languages by lower-case tag.
     """
     from babel import Locale  # noqa: PLC0415 - only a gateway that serves pages pays for Babel
+    from babel.numbers import get_group_symbol  # noqa: PLC0415 - the same
 
     languages: dict[str, Language] = {}
     for file in resources.files(__name__).iterdir():
@@ -104,7 +100,8 @@ def load() -> dict[str, Language]:
             tag = file.name.removesuffix(".toml")
             texts: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
             locale = Locale.parse(tag, sep="-")
-            languages[tag.lower()] = Language(tag, locale.text_direction, texts, locale)
+            group = get_group_symbol(locale, numbering_system="latn")
+            languages[tag.lower()] = Language(tag, locale.text_direction, texts, group, locale)
     return languages
 
 

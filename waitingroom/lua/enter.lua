@@ -78,7 +78,9 @@ if kept then
   if tonumber(sequence) == call.sequence then return { 'ok', text } end
 end
 local answers = {}
-for i, knock in ipairs(call.knocks) do answers[i] = answer(knock) end
+for i, k in ipairs(call.knocks) do
+  answers[i] = answer({ visitor = k[1], number = k[2], epoch = k[3], lane = k[4], join = k[5], wait = k[6] })
+end
 local ttl = close()
 for seg = call.first, call.last do redis.call('PEXPIRE', gone_key(seg), ttl) end
 local text = cjson.encode({ epoch = config.epoch, clock = now, issued = num('issued'), answers = answers })
