@@ -295,11 +295,12 @@ class Gateway:
 
     def _reissued(self, visit: Visit) -> bytes:
         """The same token under today's cookie name, where it came under another: no move loses a place."""
-        room = visit.desk.room
-        name = cookie_name(room.name, visit.client.scheme, room.cookie_domain)
-        return (
-            b"" if visit.token is None or visit.cookie == name.encode() else self._cookie(visit, visit.token)
-        )
+        token, room = visit.token, visit.desk.room
+        if token is None or visit.cookie.decode() == cookie_name(
+            room.name, visit.client.scheme, room.cookie_domain
+        ):
+            return b""
+        return self._cookie(visit, token)
 
     def _forward(self, visit: Visit, verdict: Verdict) -> None:
         visit.verdict = verdict

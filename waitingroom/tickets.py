@@ -198,6 +198,7 @@ def key_id(key: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(b"kid" + key).digest()[:6]).decode()
 
 
+@lru_cache(maxsize=1024)
 def cookie_name(room: str, scheme: str, domain: str = "") -> str:
     """The name of a room's cookie; prefixes as in RFC 6265bis §4.1.3, which browsers enforce over TLS."""
     if scheme != "https":
