@@ -6,96 +6,58 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from urllib.request import Request, urlopen
 
-NEEDED = {"nginx": "nginx-light", "wrk": "wrk", "taskset": "util-linux"}
+NEEDED = {
+    "nginx": "nginx-light",
+    "haproxy": "haproxy",
+    "redis-server": "redis-server",
+    "wrk": "wrk",
+    "taskset": "util-linux",
+}
 """Programs, and the Debian packages that they come in."""
 
-ROOM_OPEN, ROOM_FULL = "open.test", "full.test"
-"""Hosts of two rooms: one that everybody walks into, one that everybody has to wait for."""
+LUA_MODULE = Path("/usr/share/nginx/modules/ngx_http_lua_module.so")
+LUA_PACKAGE = "libnginx-mod-http-lua"
 
 _CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, OTHER_CORE = _CORES[0], _CORES[-1]
 _TICKS = os.sysconf("SC_CLK_TCK")
 
+BUSY = 0.95
+"""Share of a core beyond which it counts as the bottleneck."""
+
 _SCRIPT = """
-local requests, at = {}, 0
+local requests, at, fresh = {}, 0, os.getenv("FRESH") == "1"
+local pause = tonumber(os.getenv("PAUSE") or "0")
 function init(args)
-  local headers = {
-    ["Host"] = args[2], ["Accept"] = "text/html,application/xhtml+xml,*/*;q=0.8",
-    ["Accept-Encoding"] = "gzip, deflate, br", ["Accept-Language"] = "en-GB,en;q=0.9",
-    ["User-Agent"] = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
-    ["Sec-Fetch-Dest"] = "document", ["Sec-Fetch-Mode"] = "navigate", ["Sec-Fetch-Site"] = "none",
-  }
+  math.randomseed(7)
+  -- As text, not as a table: its order would be another in each run, and browsers keep theirs.
+  local lines = "GET " .. args[1] .. " HTTP/1.1\\r\\nHost: " .. args[2] .. "\\r\\n"
+    .. "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\\r\\n"
+    .. "Accept: text/html,application/xhtml+xml,*/*;q=0.8\\r\\nAccept-Language: en-GB,en;q=0.9\\r\\n"
+    .. "Accept-Encoding: gzip, deflate, br\\r\\nConnection: keep-alive\\r\\n"
+  local fetched = "Sec-Fetch-Dest: document\\r\\nSec-Fetch-Mode: navigate\\r\\nSec-Fetch-Site: none\\r\\n\\r\\n"
   for cookie in io.lines(args[3]) do
-    headers["Cookie"] = cookie ~= "-" and cookie or nil
-    requests[#requests + 1] = wrk.format("GET", args[1], headers)
+    local line = cookie ~= "-" and "Cookie: " .. cookie .. "\\r\\n" or ""
+    requests[#requests + 1] = lines .. line .. fetched
   end
 end
+local count = 0
 function request()
   at = at % #requests + 1
-  return requests[at]
+  if not fresh then return requests[at] end
+  count = count + 1
+  return requests[at]:sub(1, -3) .. "X-Request-Id: " .. count .. "-" .. at .. "\\r\\n\\r\\n"
 end
-"""
-
-_NGINX = """
-worker_processes 1;
-pid {name}.pid;
-error_log {name}.err;
-events {{ worker_connections 1024; }}
-http {{
-    access_log {log};
-    keepalive_requests 1000000000;
-    client_body_temp_path {name}-body;
-    proxy_temp_path {name}-proxy;
-    fastcgi_temp_path {name}-fastcgi;
-    uwsgi_temp_path {name}-uwsgi;
-    scgi_temp_path {name}-scgi;
-{servers}
-}}
-"""
-
-_FILES = """    server {{ listen 127.0.0.1:{port} backlog=4096; root {root}; }}"""
-
-_PROXY = """    upstream origin {{
-        server 127.0.0.1:{origin}; keepalive 256; keepalive_requests 1000000000;
-    }}
-    server {{
-        listen 127.0.0.1:{port} backlog=4096;
-        location / {{
-            proxy_pass http://origin;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_set_header Host $host;
-            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-            proxy_set_header X-Forwarded-Proto $scheme;
-        }}
-    }}"""
-
-_GATEWAY = """
-[server]
-listen = "127.0.0.1:{port}"
-private_listen = "127.0.0.1:{private}"
-[store]
-data = "{folder}/data"
-[[rooms]]
-name = "open"
-hosts = ["{open}"]
-upstream = "http://127.0.0.1:{origin}"
-total_active_users = 1000000
-new_users_per_minute = 6000000
-[[rooms]]
-name = "full"
-hosts = ["{full}"]
-upstream = "http://127.0.0.1:{origin}"
-queue_all = true
+if pause > 0 then
+  function delay() return math.random(0, 2 * pause) end
+end
 """
 
 
@@ -104,20 +66,44 @@ class MissingToolError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """What wrk asks for.
+
+    Attributes:
+        path, host: of every request.
+        cookies: one of these with each request, in turn; "-" is none.
+        connections: kept open.
+        pause: mean milliseconds that a connection rests between two requests; 0 asks as fast as it can.
+        fresh: each request has a header line that none had before.
+    """
+
+    path: str
+    host: str
+    cookies: Path
+    connections: int = 64
+    pause: int = 0
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One run of wrk against one server.
 
     Attributes:
         requests: answered; `errors` of them with another status than 2xx or 3xx, or not at all.
-        cpu: seconds of CPU time that the server took, its children among it.
-        others: share of the server's core that went to other processes.
+        cpu: seconds of CPU time that the server took, its children and helpers among it.
+        p50, p99: milliseconds, as wrk saw them.
+        server_busy, other_busy: shares of the two cores that were taken, by whomever.
     """
 
     requests: int
     seconds: float
     errors: int
     cpu: float
-    others: float
+    p50: float
+    p99: float
+    server_busy: float
+    other_busy: float
 
     @property
     def rate(self) -> float:
@@ -129,15 +115,17 @@ class Run:
         """Microseconds of CPU time a request."""
         return 1e6 * self.cpu / max(1, self.requests)
 
+    def void(self, pause: int) -> str:
+        """Why the run says nothing, "" if it does.
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where wrk is pointed: a path and a Host, with one of these cookies in turn ("-" is none)."""
-
-    port: int
-    path: str
-    host: str
-    cookies: tuple[str, ...] = ("-",)
+        At full speed the server must have been what could do no more: then its rate is its own, whatever else
+        was busy as well. At a given pace nobody may have been.
+        """
+        if pause:
+            return "a core was saturated" if max(self.server_busy, self.other_busy) > BUSY else ""
+        if self.cpu / self.seconds < BUSY - 0.07 and self.other_busy > BUSY:
+            return "generator or origin saturated before the server"
+        return ""
 
 
 def require_tools() -> None:
@@ -147,11 +135,13 @@ def require_tools() -> None:
         MissingToolError: naming every program that is missing, and the packages.
     """
     os.environ["PATH"] += os.pathsep + "/usr/sbin"
-    missing = [name for name in NEEDED if shutil.which(name) is None]
+    missing = {name: package for name, package in NEEDED.items() if shutil.which(name) is None}
+    if not LUA_MODULE.exists():
+        missing["nginx with Lua"] = LUA_PACKAGE
     if missing:
-        packages = " ".join(NEEDED[name] for name in missing)
         raise MissingToolError(
-            f"Not installed: {', '.join(missing)}. On Debian: sudo apt-get install {packages}"
+            f"Not installed: {', '.join(missing)}. "
+            f"On Debian: sudo apt-get install {' '.join(missing.values())}"
         )
 
 
@@ -169,6 +159,12 @@ def parse_wrk(text: str) -> tuple[int, float, int]:
     return int(done[1]), seconds, sum(int(one or other) for one, other in errors)
 
 
+def percentile(text: str, which: int) -> float:
+    """Milliseconds of a line of wrk's latency distribution, NaN where there is none."""
+    line = re.search(rf"^ +{which}% +([\d.]+)(us|ms|s)$", text, re.MULTILINE)
+    return float(line[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[line[2]] if line else float("nan")
+
+
 def ratio(ours: list[float], theirs: list[float]) -> float:
     """The median of the quotients of runs that followed one another, so that slow moments fall on both."""
     return median(one / other for one, other in zip(ours, theirs, strict=True))
@@ -181,110 +177,97 @@ def cpu_seconds(pid: int) -> float:
     return (int(stat[11]) + int(stat[12])) / _TICKS + sum(cpu_seconds(int(child)) for child in children)
 
 
+def resident(pid: int) -> int:
+    """Bytes of memory of a process that are its own and in memory."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    anonymous = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(anonymous[1]) if anonymous else 0
+
+
+def children_of(pid: int) -> list[int]:
+    """The living children of a process."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def _busy(core: int) -> float:
-    """Seconds that a core has worked so far, for whomever."""
+    """Seconds that a core has worked so far, for whomever; time stolen by the host counts."""
     line = re.search(rf"^cpu{core} (.*)$", Path("/proc/stat").read_text(), re.MULTILINE)
     assert line is not None
-    user, nice, system, _idle, _wait, irq, soft, *_ = (int(field) for field in line[1].split())
-    return (user + nice + system + irq + soft) / _TICKS
+    user, nice, system, _idle, _wait, irq, soft, steal, *_ = (int(part) for part in line[1].split())
+    return (user + nice + system + irq + soft + steal) / _TICKS
 
 
+@dataclass
 class Rig:
-    """A gateway with its store, nginx as proxy and as file server, and the origin behind both.
+    """Where servers run, and what is left behind.
 
     Attributes:
         folder: where everything is kept that a run leaves behind.
-        gateway, proxy, files, origin: ports.
-        store_url: of the gateway's embedded store.
+        pids: processes by the name that they were started under.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.gateway, self.private, self.proxy, self.files, self.origin = _ports(5)
-        self.store_url = f"unix://{folder}/data/valkey.sock"
-        self._pids: dict[int, int] = {}
+    folder: Path
+    pids: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
-    def running(self, files: dict[str, bytes]) -> Iterator[None]:
-        """Start everything, with these files at the origin and at nginx, and end it afterwards."""
-        root = self.folder / "www"
-        root.mkdir()
-        for name, content in files.items():
-            (root / name).write_bytes(content)
-        # Workers of nginx give up root; they still have to read the files.
-        for folder in (self.folder, root):
-            folder.chmod(0o755)
-        (self.folder / "script.lua").write_text(_SCRIPT)
-        served = _FILES.format(port=self.files, root=root)
-        proxied = _PROXY.format(port=self.proxy, origin=self.origin)
-        with ExitStack() as stack:
-            origin = _FILES.format(port=self.origin, root=root)
-            stack.enter_context(self._nginx("origin", OTHER_CORE, origin, self.origin, "off"))
-            for name, servers, port in (("files", served, self.files), ("proxy", proxied, self.proxy)):
-                # The gateway writes a line a request; so does nginx.
-                stack.enter_context(self._nginx(name, SERVER_CORE, servers, port, "/dev/null"))
-            stack.enter_context(self._serve())
-            yield
+    def process(
+        self,
+        name: str,
+        command: list[str],
+        ports: tuple[int, ...],
+        *,
+        core: int | None = SERVER_CORE,
+        end: signal.Signals = signal.SIGTERM,
+        environment: Mapping[str, str] | None = None,
+    ) -> Iterator[int]:
+        """Run a server, once it listens on all its ports, and end it afterwards; gives its process id.
 
-    def _nginx(self, name: str, core: int, servers: str, port: int, log: str) -> AbstractContextManager[None]:
-        config = self.folder / f"{name}.conf"
-        config.write_text(_NGINX.format(name=self.folder / name, servers=servers, log=log))
-        command = ["nginx", "-c", str(config), "-e", str(self.folder / f"{name}.err"), "-g", "daemon off;"]
-        return self._process(core, command, port, signal.SIGQUIT)
-
-    def _serve(self) -> AbstractContextManager[None]:
-        config = self.folder / "gateway.toml"
-        config.write_text(
-            _GATEWAY.format(
-                port=self.gateway,
-                private=self.private,
-                origin=self.origin,
-                folder=self.folder,
-                open=ROOM_OPEN,
-                full=ROOM_FULL,
-            )
-        )
-        command = [sys.executable, "-m", "waitingroom", "serve", "--config", str(config), "--json"]
-        return self._process(SERVER_CORE, command, self.gateway, signal.SIGTERM)
-
-    @contextmanager
-    def _process(self, core: int, command: list[str], port: int, end: signal.Signals) -> Iterator[None]:
-        pinned = ["taskset", "-c", str(core), *command]
+        Raises:
+            RuntimeError: it did not start; with the end of what it said.
+        """
+        said = self.folder / f"{name}.said"
+        pinned = command if core is None else ["taskset", "-c", str(core), *command]
         with (
-            (self.folder / "errors").open("ab") as errors,
-            subprocess.Popen(pinned, stdout=subprocess.DEVNULL, stderr=errors) as process,
+            said.open("ab") as output,
+            subprocess.Popen(
+                pinned,
+                stdout=subprocess.DEVNULL,
+                stderr=output,
+                cwd=self.folder,
+                env=os.environ | (environment or {}),
+            ) as process,
         ):
             try:
-                self._pids[port] = process.pid
-                _wait_for(lambda: _listens(port), process, self.folder / "errors")
-                yield
+                self.pids[name] = process.pid
+                _wait_for(lambda: all(listens(port) for port in ports), process, said)
+                yield process.pid
             finally:
                 process.send_signal(end)
 
-    def run(self, target: Target, seconds: int) -> Run:
-        """Point wrk at a target for so long."""
-        cookies = self.folder / "cookies"
-        cookies.write_text("\n".join(target.cookies) + "\n")
-        command = ["taskset", "-c", str(OTHER_CORE), "wrk", "-t1", "-c64", f"-d{seconds}s"]
-        command += ["-s", str(self.folder / "script.lua"), f"http://127.0.0.1:{target.port}", "--"]
-        pid = self._pids[target.port]
-        cpu, busy = cpu_seconds(pid), _busy(SERVER_CORE)
+    def run(self, target: Target, port: int, pids: list[int], seconds: int) -> Run:
+        """Point wrk at a port for so long; the CPU time of `pids` counts as the server's."""
+        script = self.folder / "script.lua"
+        script.write_text(_SCRIPT)
+        command = ["taskset", "-c", str(OTHER_CORE), "wrk", "-t1", f"-c{target.connections}", f"-d{seconds}s"]
+        command += ["--latency", "-s", str(script), f"http://127.0.0.1:{port}", "--", target.path]
+        environment = {"PAUSE": str(target.pause), "FRESH": str(int(target.fresh))}
+        before = sum(map(cpu_seconds, pids)), _busy(SERVER_CORE), _busy(OTHER_CORE), time.monotonic()
         report = subprocess.run(
-            [*command, target.path, target.host, str(cookies)], capture_output=True, text=True, check=True
-        )
-        cpu, busy = cpu_seconds(pid) - cpu, _busy(SERVER_CORE) - busy
-        requests, took, errors = parse_wrk(report.stdout)
-        return Run(requests, took, errors, cpu, max(0.0, busy - cpu) / took)
+            [*command, target.host, str(target.cookies)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | environment,
+        ).stdout
+        after = sum(map(cpu_seconds, pids)), _busy(SERVER_CORE), _busy(OTHER_CORE), time.monotonic()
+        cpu, server, other, passed = (now - then for now, then in zip(after, before, strict=True))
+        requests, took, errors = parse_wrk(report)
+        latency = percentile(report, 50), percentile(report, 99)
+        return Run(requests, took, errors, cpu, *latency, server / passed, other / passed)
 
-    def ask(self, path: str, host: str, cookie: str = "") -> tuple[str, bytes]:
-        """One request to the gateway: the cookie that it set ("" if none), and the body as it was sent."""
-        headers = {"Host": host, "Accept": "text/html", "Accept-Encoding": "gzip", "Cookie": cookie}
-        request = Request(f"http://127.0.0.1:{self.gateway}{path}", headers=headers)
-        with urlopen(request, timeout=10) as answer:
-            return (answer.headers["Set-Cookie"] or "").partition(";")[0], answer.read()
 
-
-def _ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """So many ports on which nobody listens."""
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:
         return [probe.getsockname()[1] for probe in probes]
@@ -293,14 +276,15 @@ def _ports(count: int) -> list[int]:
             probe.close()
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody listens on a port of this machine."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _wait_for(holds: Callable[[], bool], process: subprocess.Popen[bytes], errors: Path) -> None:
+def _wait_for(holds: Callable[[], bool], process: subprocess.Popen[bytes], said: Path) -> None:
     deadline = time.monotonic() + 15
     while not holds():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{process.args!r} did not start: {errors.read_text()[-2000:]}")
+            raise RuntimeError(f"{process.args!r} did not start: {said.read_text()[-2000:]}")
         time.sleep(0.02)

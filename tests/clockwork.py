@@ -88,7 +88,7 @@ class Gateway:
         handed = HandIn(
             seen={ticket.number for ticket in seen} | present,
             here=present,
-            touched={seat(ticket) for ticket in touched},
+            touched=dict.fromkeys(seat(ticket) for ticket in touched),
             left={seat(ticket) for ticket in left},
         )
         self.room, self.snapshot = await self.store.tick(self.room, self.snapshot, handed)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from waitingroom.desk import MOST_SEEN, STALE, Desk, HandIn
+from waitingroom.desk import MOST_SEEN, MOST_TOUCHED, STALE, Desk, HandIn
 from waitingroom.room import LANE, Line, Method, Room, Snapshot, State, Totals
 from waitingroom.tickets import Token, Use
 
@@ -80,7 +80,7 @@ def test_a_seat_given_back_is_refused_at_once() -> None:
     desk.touch(token)
     desk.leave(token, NOW)
     assert desk.refusal(token, NOW) == "ended"
-    assert (desk.hand_in.touched, desk.hand_in.left) == (set(), {token.seat})
+    assert (desk.hand_in.touched, desk.hand_in.left) == ({}, {token.seat})
     assert desk.renewed(token) is None
 
 
@@ -97,7 +97,7 @@ def test_ended_seats_are_remembered_until_no_pass_for_them_can_live() -> None:
 def test_a_pass_is_signed_again_after_a_quarter_of_a_session() -> None:
     """Up to the end that the store has acknowledged for its lease, and no further."""
     desk = opened()
-    touched = HandIn(touched={seat().seat})
+    touched = HandIn(touched={seat().seat: None})
     desk.absorb(ROOM, told(lease_end=CLOCK + 300_000), touched, SENT)
     assert desk.renewed(seat(end=CLOCK + 225_001)) is None
     assert desk.renewed(seat(end=CLOCK + 225_000)) == CLOCK + 300_000
@@ -207,6 +207,20 @@ def test_one_tick_carries_a_bounded_number_of_polls() -> None:
     desk.hand_in.seen = set(range(MOST_SEEN + 5))
     assert len(desk.take().seen) == MOST_SEEN
     assert len(desk.take().seen) == 5
+
+
+def test_busy_seats_are_handed_in_in_turn() -> None:
+    """A tick carries a bounded share of those inside, and whoever keeps asking is handed in every fifth tick."""
+    desk = opened()
+    shoppers = [seat(number) for number in range(1, 10 * MOST_TOUCHED + 1)]
+    handed_in = []
+    for _ in range(10):
+        for shopper in shoppers:
+            desk.touch(shopper)
+        handed_in.append(list(desk.take().touched))
+    assert {len(seats) for seats in handed_in} == {2 * MOST_TOUCHED}
+    rounds = [sum(handed_in[:5], []), sum(handed_in[5:], [])]
+    assert rounds == [[shopper.seat for shopper in shoppers]] * 2
 
 
 def test_a_cold_desk_believes_passes_and_promises_nothing() -> None:

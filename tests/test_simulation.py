@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -194,7 +194,7 @@ class Sale:
         """Somebody inside asks for a page, or has done so for the last time; one in three says goodbye."""
         now = self.clock.now
         if now < visitor.stays_until:
-            self.hands[index].touched.add(visitor.seat)
+            self.hands[index].touched[visitor.seat] = None
             self.agenda[step + self.step_at(self.chance.uniform(5, 20))].append(visitor)
         elif self.chance.random() < 1 / 3:
             self.hands[index].left.add(visitor.seat)
@@ -241,7 +241,7 @@ class Sale:
         self.judge.watch(gateway.snapshot)
         self.fullest = max(self.fullest, gateway.snapshot.inside + gateway.snapshot.offered)
 
-    def keep(self, touched: set[str], snapshot: Snapshot) -> None:
+    def keep(self, touched: Iterable[str], snapshot: Snapshot) -> None:
         """Passes are renewed to the end that the store has acknowledged."""
         assert snapshot.lease_end is not None
         for seat in touched:

@@ -46,12 +46,12 @@ async def test_an_unanswered_tick_hands_in_again(valkey_url: str, tmp_path: Path
         server, desk = shop.gateways[0], shop.desk()
         away = Store("unix:///nowhere.sock", "a", timeout=0.1, clock=SOURCE)
         cut_off = Ticker(server._desks, away, server._telemetry, server._changed)
-        desk.hand_in = HandIn(seen={1}, here={1}, touched={"main:1:v"}, left={"main:2:v"})
+        desk.hand_in = HandIn(seen={1}, here={1}, touched={"main:1:v": None}, left={"main:2:v"})
         with pytest.raises(StoreUnavailableError):
             await cut_off.tick(desk)
         await cut_off.attempt(desk)
         desk.hand_in.seen.add(3)
-        assert desk.hand_in == HandIn({1, 3}, {1}, {"main:1:v"}, {"main:2:v"})
+        assert desk.hand_in == HandIn({1, 3}, {1}, {"main:1:v": None}, {"main:2:v"})
         assert shop.metric("tick_failures_total", room="sale") == 1
         await away.close()
 

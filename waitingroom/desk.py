@@ -25,24 +25,30 @@ MOST_SEEN = 20_000
 """Numbers seen that one tick carries, so that none holds the store up; the rest goes with the next."""
 
 
+MOST_TOUCHED = 1000
+"""Seats touched that one tick carries if there are many, or a fifth of them: each is handed in within about
+five ticks, and however many shoppers are inside, no tick holds the store up."""
+
+
 @dataclass(slots=True)
 class HandIn:
     """What a gateway hands in at a tick: everything since the one before.
 
     Attributes:
-        seen: numbers that polled; `here` those that said so themselves; `touched` and `left` are seats.
+        seen: numbers that polled; `here` those that said so themselves; `touched` and `left` are seats, the
+            touched ones in the order in which they first were (the values say nothing).
     """
 
     seen: set[int] = field(default_factory=set)
     here: set[int] = field(default_factory=set)
-    touched: set[str] = field(default_factory=set)
+    touched: dict[str, None] = field(default_factory=dict)
     left: set[str] = field(default_factory=set)
 
     def merge(self, other: "HandIn") -> None:
         """Take back what an unanswered tick had carried."""
         self.seen |= other.seen
         self.here |= other.here
-        self.touched |= other.touched
+        self.touched = other.touched | self.touched
         self.left |= other.left
 
 
@@ -94,6 +100,11 @@ class Desk:
         taken, self.hand_in = self.hand_in, HandIn()
         while len(taken.seen) > MOST_SEEN:
             self.hand_in.seen.add(taken.seen.pop())
+        most = max(MOST_TOUCHED, len(taken.touched) // 5)
+        if len(taken.touched) > most:
+            seats = list(taken.touched)
+            taken.touched = dict.fromkeys(seats[:most])
+            self.hand_in.touched = dict.fromkeys(seats[most:])
         return taken
 
     def absorb(self, room: Room, snapshot: Snapshot, handed_in: HandIn, sent: float) -> None:
@@ -188,10 +199,12 @@ class Desk:
 
     def touch(self, token: Token) -> None:
         """Somebody inside made a request."""
-        self.hand_in.touched.add(token.seat)
+        self.hand_in.touched[token.seat] = None
 
     def renewed(self, token: Token) -> int | None:
         """The new end for a pass that is worth signing again, None while the old one will do."""
+        if self.snapshot.lease_end is not None and not self.outgrown(token.end, self.snapshot.lease_end):
+            return None  # no lease ends later than one touched just now
         end = self._leases.get(token.seat)
         return end if end is not None and self.outgrown(token.end, end) else None
 
@@ -202,7 +215,7 @@ class Desk:
     def leave(self, token: Token, now: float) -> None:
         """Somebody gave up their place or seat, or the origin ended it."""
         self.hand_in.left.add(token.seat)
-        self.hand_in.touched.discard(token.seat)
+        self.hand_in.touched.pop(token.seat, None)
         self._leases.pop(token.seat, None)
         self._ended[token.seat] = self.clock(now)
         self._over(token.number)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from waitingroom.forwarded import Client
 from waitingroom.heads import Head
+from waitingroom.outbox import Data
 
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -46,7 +47,7 @@ class Channel(Protocol):
     peer: str
 
     def client(self, head: Head) -> Client: ...  # noqa: D102 - each is described where it is implemented
-    def write(self, data: bytes) -> None: ...  # noqa: D102
+    def write(self, data: Data) -> None: ...  # noqa: D102
     def persists(self, head: Head) -> bool: ...  # noqa: D102
     def skips(self, head: Head) -> bool: ...  # noqa: D102
     def answered(self, *, keep: bool) -> None: ...  # noqa: D102
@@ -134,7 +135,7 @@ class Exchange:
         """Let the end of the answer be the end of the connection."""
         self._keep = False
 
-    def start(self, head: bytes, body: bytes = b"") -> None:
+    def start(self, head: bytes, body: Data = b"") -> None:
         """Begin the answer: status line and header lines without the empty line, and some of the body."""
         channel = self._channel
         if channel is None or self.started:
@@ -145,7 +146,11 @@ class Exchange:
             end = b"Connection: close\r\n\r\n"
         else:
             end = b"\r\n" if self.head.fields.minor else b"Connection: keep-alive\r\n\r\n"
-        channel.write(head + end + body)
+        if isinstance(body, bytes):
+            channel.write(head + end + body)
+        else:
+            channel.write(head + end)
+            channel.write(body)
 
     def write(self, data: bytes) -> None:
         """Send more of the answer's body, framed already."""

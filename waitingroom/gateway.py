@@ -170,10 +170,8 @@ class Gateway:
     def _recognise(self, visit: Visit) -> None:
         """Take the token from the room's cookie. One that proves nothing is none, and is counted."""
         desk = visit.desk
-        known = visit.exchange.head.fields.known
-        proofs = known.get(desk)
-        if proofs is None:
-            proofs = self._proofs(visit)
+        known = visit.exchange.head.fields.proofs
+        proofs = known[1] if known is not None and known[0] is desk else self._proofs(visit)
         for token, name in proofs:
             reason = desk.refusal(token, visit.started)
             if reason is None:
@@ -182,17 +180,18 @@ class Gateway:
             self._telemetry.ticket_rejected(reason)
 
     def _proofs(self, visit: Visit) -> list[tuple[Token, bytes]]:
-        """The tokens of ours among the cookies; remembered unless there was a false one to count again."""
-        fields, room = visit.exchange.head.fields, visit.desk.room.name
-        proofs, sound = [], True
+        """The tokens of ours among the cookies; remembered unless there was a false one, to be counted again."""
+        room, proofs, sound = visit.desk.room.name, [], True
         for name, value in cookies(visit.exchange.head, cookie_names(room)):
             try:
-                proofs.append((self._verify(room, value), name))
+                token = self._verify(room, value)
             except InvalidTokenError as error:
                 self._telemetry.ticket_rejected(error.reason)
                 sound = False
+            else:
+                proofs.append((token, name))
         if sound:
-            fields.known[visit.desk] = proofs
+            visit.exchange.head.fields.proofs = visit.desk, proofs
         return proofs
 
     def _verify(self, room: str, value: bytes) -> Token:
@@ -311,10 +310,9 @@ class Gateway:
         desk, token = case.desk, case.token
         if token is None:
             return b""
-        said = head.known.get("said")
-        if said is None:
-            said = head.known["said"] = (_revokes(head), kept_by_all(head))
-        revokes, shared = said
+        if head.said is None:
+            head.said = _revokes(head), kept_by_all(head)
+        revokes, shared = head.said
         if revokes and token.use is Use.PASS:
             desk.leave(token, self._loop.time())
             return set_cookie(desk.room, case.client.scheme, "", 0)

@@ -33,9 +33,12 @@ CRLF2: Final = b"\r\n\r\n"
 LONGEST_KEPT = 4096
 """Bytes of lines that are worth remembering; longer ones hardly come again."""
 
-MOST_KEPT = 8 * 1024 * 1024
-"""Bytes of remembered lines, those of ten to twenty thousand browsers; what is derived from them takes about
-three times as much again."""
+MOST_KEPT = 12 * 1024 * 1024
+"""Bytes of remembered lines, those of some twenty thousand browsers; what is derived from them takes about three
+times as much again."""
+
+MOST_MET = 65_536
+"""Lines that were met once, as numbers."""
 
 
 class BadRequestError(Exception):
@@ -61,21 +64,17 @@ class Fields:
 
     Attributes:
         raw: the lines with what stands before the first on its line, blank line included.
-        lower: the same in lower case, for finding things.
         notable: the headers that framing or a proxy has to look at: lower-case name to lower-case value.
         options: lower-case members of Connection.
         minor: 1 for HTTP/1.1, 0 for HTTP/1.0.
-        known: what others have worked out from these lines alone, under a name of theirs, for the next time.
     """
 
-    __slots__ = ("known", "lower", "minor", "notable", "options", "raw")
+    __slots__ = ("minor", "notable", "options", "raw")
 
     def __init__(self, raw: bytes, minor: int) -> None:
         self.raw = raw
         self.minor = minor
-        self.known: dict[object, Any] = {}
-        self.lower = raw.lower()
-        found: list[tuple[bytes, bytes]] = _NOTABLE.findall(self.lower)
+        found: list[tuple[bytes, bytes]] = _NOTABLE.findall(raw.lower())
         self.notable = notable = dict(found)
         if len(found) != len(notable):
             self.notable = notable = _merged(found)
@@ -87,7 +86,7 @@ class Fields:
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of a header, without surrounding blanks, or None."""
-        start = self.lower.find(b"\r\n" + name + b":")
+        start = self.raw.lower().find(b"\r\n" + name + b":")
         if start < 0:
             return None
         start += len(name) + 3
@@ -100,7 +99,7 @@ class Fields:
     def cuts(self, name: bytes) -> list[tuple[int, int, bytes]]:
         """Where the lines of a header stand in `raw`, each with the line break before it, as edits."""
         mark = b"\r\n" + name + b":"
-        lower = self.lower
+        lower = self.raw.lower()
         found = []
         start = lower.find(mark)
         while start >= 0:
@@ -162,15 +161,31 @@ class RequestFields(Fields):
         upgrade: a tunnel is asked for, and may be.
         expects_continue: the client waits for an interim answer before it sends the body.
         keep_alive: the client will send further requests on this connection.
+        client, proofs, outbound: what others have worked out from these lines (`http1`, `gateway` and `hop`),
+            with what else it depends on, for the next time; None until then.
 
     Raises:
         BadRequestError: 400 malformed or ambiguous.
     """
 
-    __slots__ = ("chunked", "expects_continue", "has_body", "host", "keep_alive", "length", "upgrade")
+    __slots__ = (
+        "chunked",
+        "client",
+        "expects_continue",
+        "has_body",
+        "host",
+        "keep_alive",
+        "length",
+        "outbound",
+        "proofs",
+        "upgrade",
+    )
 
     def __init__(self, raw: bytes, minor: int) -> None:
         super().__init__(raw, minor)
+        self.client: Any = None
+        self.proofs: Any = None
+        self.outbound: Any = None
         try:
             self.length, self.chunked = self._framing()
         except ValueError as error:
@@ -249,15 +264,19 @@ class ResponseHead(Fields):
         length: bytes of body; 0 where there is none by rule (HEAD, 1xx, 204, 304).
         chunked: the body is chunked. With `length` None and not chunked it lasts until the connection closes.
         keep_alive: the connection may serve another request afterwards.
+        inbound, said: what others have worked out from it (`hop` and `gateway`) for the next time; None until
+            then.
 
     Raises:
         BadResponseError: its body could be read in two ways.
     """
 
-    __slots__ = ("chunked", "keep_alive", "length", "reason", "status")
+    __slots__ = ("chunked", "inbound", "keep_alive", "length", "reason", "said", "status")
 
     def __init__(self, raw: bytes, minor: int, status: int, reason: bytes, *, bodyless: bool) -> None:
         super().__init__(raw, minor)
+        self.inbound: Any = None
+        self.said: Any = None
         self.status = status
         self.reason = reason
         try:
@@ -275,21 +294,33 @@ Lines = TypeVar("Lines", bound=Fields)
 
 
 class Memory(Generic[Lines]):
-    """Lines read before, by their bytes; the oldest are forgotten when it holds too much."""
+    """Lines that have come more than once, by their bytes; the oldest are forgotten when it holds too much."""
 
-    __slots__ = ("_held", "_order", "_size", "get")
+    __slots__ = ("_held", "_met", "_order", "_size")
 
     def __init__(self) -> None:
         self._held: dict[bytes, Lines] = {}
+        self._met: set[int] = set()
         self._order: deque[bytes] = deque()
         self._size = 0
-        self.get = self._held.get  # what these bytes were read as, if they were
+
+    def get(self, raw: bytes) -> Lines | None:
+        """What these bytes were read as, if that is known."""
+        return self._held.get(raw)
 
     def keep(self, fields: Lines) -> None:
-        """Remember lines that have been read, and were not known."""
+        """Remember lines that were not known, if they have been met before."""
         raw = fields.raw
+        met = hash(raw)
+        if met not in self._met:
+            # Much never comes again: of that, a number is kept.
+            if len(self._met) >= MOST_MET:
+                self._met.clear()
+            self._met.add(met)
+            return
         if len(raw) > LONGEST_KEPT:
             return
+        self._met.discard(met)
         self._held[raw] = fields
         self._order.append(raw)
         self._size += len(raw)

@@ -44,12 +44,11 @@ def outbound_head(head: Head, lines: bytes = b"", strip_cookies: tuple[bytes, ..
     if head.path is not head.target or not fields.minor:
         edits = [*_outbound_edits(fields, strip_cookies), *_readdressed(head)]
         return b"%b %b%b" % (head.method, head.path, _edited(fields.raw, edits, _outbound_end(fields, lines)))
-    key = (lines, strip_cookies)
-    known = fields.known.get("outbound")
-    if known is None or known[0] != key:
+    known = fields.outbound
+    if known is None or known[0] != lines or known[1] != strip_cookies:
         edited = _edited(fields.raw, _outbound_edits(fields, strip_cookies), _outbound_end(fields, lines))
-        known = fields.known["outbound"] = (key, edited)
-    return head.start + cast("bytes", known[1])
+        known = fields.outbound = lines, strip_cookies, edited
+    return head.start + cast("bytes", known[2])
 
 
 def _outbound_edits(fields: RequestFields, strip_cookies: tuple[bytes, ...]) -> list[Edit]:
@@ -80,10 +79,10 @@ def inbound_head(head: ResponseHead, lines: bytes = b"", *, chunked: bool = Fals
         lines: header lines to add, each ended by CRLF.
         chunked: the body will be sent chunked.
     """
-    known = head.known.get("inbound")
+    known = head.inbound
     if known is None or known[0] is not chunked:
         end = b"Transfer-Encoding: chunked\r\n" if chunked else b""
-        known = head.known["inbound"] = (chunked, _edited(head.raw, _inbound_edits(head, chunked), end))
+        known = head.inbound = chunked, _edited(head.raw, _inbound_edits(head, chunked), end)
     return cast("bytes", known[1]) + lines
 
 

@@ -110,6 +110,7 @@ class Connection(Speaker):
         self.deadline = math.inf
         self.peer = ""
         self.scheme = "http"
+        self._client: Client | None = None
         self._exchange: Exchange | None = None
         self._body: Body | None = None
         self._buffer = b""
@@ -305,12 +306,16 @@ class Connection(Speaker):
 
     def client(self, head: Head) -> Client:
         """Who sent the request with this head."""
-        known, host = head.fields.known, head.host
-        asked = known.get("client")
-        if asked is None or asked[0] != self.peer or asked[1] != self.scheme or asked[2] != host:
+        if not self._listener.trusted:
+            client = self._client
+            if client is None or client.host != head.host:
+                client = self._client = Client(self.peer, self.scheme, head.host)
+            return client
+        asked = head.fields.client
+        if asked is None or asked[0] != (self.peer, self.scheme, head.host):
             client = client_of(head, self.peer, self._listener.trusted, self.scheme)
-            known["client"] = asked = (self.peer, self.scheme, host, client)
-        return cast("Client", asked[3])
+            asked = head.fields.client = (self.peer, self.scheme, head.host), client
+        return cast("Client", asked[1])
 
     def persists(self, head: Head) -> bool:
         """Whether another request may follow the one with this head."""

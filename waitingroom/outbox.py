@@ -8,8 +8,10 @@ for one connection leave as one.
 import asyncio
 from typing import cast
 
-_LARGE = 16 * 1024
-"""Bytes that are worth a write at once, so that little waits in memory."""
+LARGE = 16 * 1024
+"""Bytes that are worth a write at once, so that little waits in memory, and not worth copying."""
+
+Data = bytes | memoryview
 
 
 class Outbox:
@@ -55,17 +57,17 @@ class Speaker:
         self._transport.set_write_buffer_limits(high, low)
         return self._transport
 
-    def write(self, data: bytes) -> None:
-        """Send in this turn, unless the other end is known to be gone."""
+    def write(self, data: Data) -> None:
+        """Send in this turn, unless the other end is known to be gone. A view's bytes must never change."""
         unsent = self._unsent
-        if len(data) >= _LARGE:
+        if len(data) >= LARGE:
             self._unsent = b""
             if not self._transport.is_closing():
                 self._transport.writelines((unsent, data) if unsent else (data,))
         elif unsent:
             self._unsent = unsent + data
         elif data:
-            self._unsent = data
+            self._unsent = bytes(data)
             self._outbox.add(self)
 
     def flush(self) -> None:

@@ -15,6 +15,7 @@ from waitingroom.exchange import Exchange
 from waitingroom.forwarded import forwarding_lines
 from waitingroom.heads import CRLF2, BadResponseError, ResponseHead, parse_response
 from waitingroom.hop import end_to_end_trailers, inbound_head, outbound_head
+from waitingroom.outbox import LARGE
 from waitingroom.upstream import Failure, Link, OriginLimits, Pool
 
 __all__ = ["Failure", "OriginLimits", "Outcome", "Upstream", "Watcher", "inbound_head", "outbound_head"]
@@ -195,15 +196,17 @@ class _Forwarding:
                 return
             raw = data if end == len(data) else data[:end]
             head = parse_response(raw, self._exchange.head.method, self._upstream.pool.memory)
-            data = data[end:]
             if head.status >= 200:  # noqa: PLR2004 - the first final status
-                self._begin_answer(head, data)
-            elif head.status == 101:  # noqa: PLR2004 - switching protocols
+                self._begin_answer(head, data, end)
+                return
+            data = data[end:]
+            if head.status == 101:  # noqa: PLR2004 - switching protocols
                 self._begin_tunnel(head, data)
             else:
                 self._exchange.interim(inbound_head(head) + b"\r\n")
 
-    def _begin_answer(self, head: ResponseHead, rest: bytes) -> None:
+    def _begin_answer(self, head: ResponseHead, data: bytes, at: int) -> None:
+        """Begin the answer; what there is of its body stands in `data` from `at` on."""
         link, exchange = self._link, self._exchange
         assert link is not None
         self._latency = monotonic() - self._begun
@@ -211,11 +214,12 @@ class _Forwarding:
         self._buffer = b""
         extra = self._upstream.watcher.answered(self._case, head)
         length = head.length
-        if length is not None and len(rest) >= length:
+        if length is not None and len(data) - at >= length:
             # The common case: all of a small answer in one read goes out in one write.
             self._sent = 0 if exchange.head.method == b"HEAD" else length
-            exchange.start(inbound_head(head, extra), rest if len(rest) == length else rest[:length])
-            self._complete(clean=len(rest) == length)
+            body = (data if length < LARGE else memoryview(data))[at : at + length]
+            exchange.start(inbound_head(head, extra), body)
+            self._complete(clean=len(data) - at == length)
             return
         self._reader = Counted(length) if length is not None else Chunked() if head.chunked else Endless()
         self._chunked_out = length is None and exchange.head.fields.minor == 1
@@ -223,8 +227,8 @@ class _Forwarding:
             exchange.close_after()
         link.wait(self._upstream.limits.idle_timeout)
         exchange.start(inbound_head(head, extra, chunked=self._chunked_out))
-        if rest:
-            self._decode(self._reader, rest)
+        if at < len(data):
+            self._decode(self._reader, data[at:])
 
     def _decode(self, reader: Body, data: bytes) -> None:
         link = self._link
