@@ -15,17 +15,19 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from http import HTTPStatus
 from itertools import accumulate
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from waitingroom import __version__
 from waitingroom.requestlog import RequestLog, Served, Verdict
 from waitingroom.room import Room, Snapshot
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
 
 PREFIX = "waitingroom_"
 
@@ -137,8 +139,8 @@ class Movement:
     patience: float
 
 
-class Telemetry(Collector):
-    """The metrics of one gateway, and its request log.
+class Telemetry:
+    """The metrics of one gateway, and its request log; a `Collector` by what it does, so that it compiles.
 
     Args:
         rooms: names of the rooms; their series exist from the start, so that a first event is an increase.
@@ -171,7 +173,7 @@ class Telemetry(Collector):
         for room in (NO_ROOM, *rooms):
             self._prepare(room)
         self.registry = CollectorRegistry()
-        self.registry.register(self)
+        self.registry.register(cast("Collector", self))
         ProcessCollector(registry=self.registry)
 
     def _prepare(self, room: str) -> None:
