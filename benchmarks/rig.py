@@ -42,7 +42,8 @@ function init(args)
     .. "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\\r\\n"
     .. "Accept: text/html,application/xhtml+xml,*/*;q=0.8\\r\\nAccept-Language: en-GB,en;q=0.9\\r\\n"
     .. "Accept-Encoding: gzip, deflate, br\\r\\nConnection: keep-alive\\r\\n"
-  local fetched = "Sec-Fetch-Dest: document\\r\\nSec-Fetch-Mode: navigate\\r\\nSec-Fetch-Site: none\\r\\n\\r\\n"
+  local fetched = "Sec-Fetch-Dest: document\\r\\nSec-Fetch-Mode: navigate\\r\\n"
+    .. "Sec-Fetch-Site: none\\r\\n\\r\\n"
   for cookie in io.lines(args[3]) do
     local line = cookie ~= "-" and "Cookie: " .. cookie .. "\\r\\n" or ""
     requests[#requests + 1] = lines .. line .. fetched

@@ -36,7 +36,7 @@ from waitingroom.visit import (
 
 _log = structlog.get_logger()
 
-MOST_REMEMBERED = 65_536
+MOST_REMEMBERED = 16_384
 """Verified tokens, renewed passes and Host headers, each, whose meaning is remembered."""
 
 COMMANDS: Final = (b"waiting-room-command", b"cf-waiting-room-command")

@@ -199,7 +199,7 @@ class Server:
             body_idle_timeout=settings.body_timeout,
             connections=settings.max_connections,
         )
-        listener = Listener(self._gateway, limits, self.settings.trusted)
+        listener = self._listener = Listener(self._gateway, limits, self.settings.trusted)
         self._telemetry.refusals(listener.refusals)
         self._telemetry.connections("shopper", lambda: listener.connections)
         self._telemetry.connections("origin", lambda: sum(up.pool.size for up in self._upstreams.values()))
