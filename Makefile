@@ -5,10 +5,11 @@ ARGS   ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+COMPILED := build/compiled
 CODE   := waitingroom tests $(wildcard benchmarks loadtest)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench-smoke lock fmt clean
+.PHONY: help setup demo test check wheel bench bench-million bench-many bench-check lock fmt clean
 
 help:         ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,8 +40,24 @@ check: $(READY)  ## lint, format, types, and that imports only go down
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench-smoke: $(READY)  ## requests per second and CPU per request, beside nginx
-	$(BIN)/python -m benchmarks.smoke $(ARGS)
+wheel: $(READY)  ## build dist/*.whl with the data path compiled; needs a C compiler
+	@rm -rf build && mkdir -p build/source dist
+	@cp -r waitingroom pyproject.toml README.md LICENSE build/source
+	cd build/source && HATCH_BUILD_HOOK_ENABLE_MYPYC=1 \
+	    ../../$(BIN)/python -m hatchling build --target wheel --directory ../../dist
+	@$(BIN)/pip install --quiet --no-deps --no-index --upgrade --target $(COMPILED) dist/*.whl
+
+bench: wheel  ## what a request costs on each path, beside nginx, HAProxy and aiohttp: about six minutes
+	$(BIN)/python -m benchmarks.paths --compiled $(COMPILED) $(ARGS)
+
+bench-million: wheel  ## a million people who wait, at two gateways on one store: about three minutes
+	PYTHONPATH=$(COMPILED):. $(BIN)/python -P -m benchmarks.million $(ARGS)
+
+bench-many: wheel  ## ten thousand connections, eight gateways, and how long a start takes: about two minutes
+	$(BIN)/python -m benchmarks.many --compiled $(COMPILED) $(ARGS)
+
+bench-check: wheel  ## whether anything has become slower than the committed figures say
+	$(BIN)/python -m benchmarks.check --compiled $(COMPILED) $(ARGS)
 
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --quiet \

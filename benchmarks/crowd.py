@@ -19,7 +19,7 @@ from waitingroom.room import Entry, Knock
 from waitingroom.server import Server
 from waitingroom.tickets import Keyring, Token, Use
 
-STAY = 60.0
+STAY = 20.0
 """Seconds that somebody who was let in stays inside."""
 
 _BUCKETS = 128

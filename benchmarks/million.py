@@ -27,7 +27,7 @@ from typing import Any
 import redis
 import uvloop
 
-from benchmarks.crowd import Browser, Crowd, number_token, request_of
+from benchmarks.crowd import STAY, Browser, Crowd, number_token, request_of
 from benchmarks.rig import Rig, free_ports, resident
 from benchmarks.stands import KEY
 from waitingroom import embedded
@@ -41,7 +41,12 @@ from waitingroom.store import Store, script_source
 from waitingroom.tickets import Keyring
 
 GATEWAYS = 2
-SEATS = 5000
+_SAFE = ["-P"] if sys.flags.safe_path else []
+"""With `-P` a compiled package on PYTHONPATH goes before the source in the current folder."""
+
+SEATS = int(5000 / 60 * STAY)
+"""As many as are freed at 5,000 a minute."""
+
 GATHERING = 64
 """Seconds for which the room is paused, so that everybody present has polled once."""
 
@@ -60,7 +65,7 @@ keys = ["{key}"]
 [[rooms]]
 name = "sale"
 upstream = "http://127.0.0.1:1"
-total_active_users = 5000
+total_active_users = {seats}
 new_users_per_minute = 6000
 """
 
@@ -149,7 +154,7 @@ async def browsers(port: int, count: int, first: int, seconds: int) -> dict[str,
     refused = 0
     for index in range(count):
         browser = Browser(
-            request_of(ring.sign(number_token(first + 500_000 - index % 6 - 10 * (index % 9), end)))
+            request_of(ring.sign(number_token(first + 50_000 + index % 6 + 10 * (index % 9), end)))
         )
         try:
             await loop.create_connection(lambda browser=browser: browser, "127.0.0.1", port)  # type: ignore[misc]
@@ -187,7 +192,9 @@ def measure(folder: Path, people: int, sockets: int, seconds: int) -> dict[str, 
         helpers = []
         for index, port in enumerate(ports):
             config = folder / f"{index}.toml"
-            config.write_text(_CONFIG.format(port=port, url=url, data=folder / str(index), key=KEY))
+            config.write_text(
+                _CONFIG.format(port=port, url=url, data=folder / str(index), key=KEY, seats=SEATS)
+            )
             helpers.append(Helper(folder, f"gateway{index}", "gateway", config, first, people, index, total))
         time.sleep(5)
         visitors = [
@@ -220,7 +227,15 @@ class Helper:
 
     def __init__(self, folder: Path, name: str, *words: object) -> None:
         self._findings = folder / f"{name}.json"
-        command = [sys.executable, "-m", "benchmarks.million", "--as", str(self._findings), *map(str, words)]
+        command = [
+            sys.executable,
+            *_SAFE,
+            "-m",
+            "benchmarks.million",
+            "--as",
+            str(self._findings),
+            *map(str, words),
+        ]
         self._process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
 
     def findings(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from benchmarks.rig import ratio
 
 Measured = dict[str, Any]
-"""What `paths.measure` gives: `path`, `runs` by stand, `void` by stand, `calls_per_1000`."""
+"""What `paths.measure` gives: `path`, `runs` by stand, `void` (why, or "") by stand, `calls_per_1000`."""
 
 Quantity = Literal["cpu", "rate", "p99", "added p50", "per second", "calls"]
 
@@ -33,7 +33,7 @@ class Goal:
 GOALS = (
     Goal("proxied, 1 KiB, at a pace", "gateway", "nginx", "cpu", 1.8, True),
     Goal("proxied, 1 KiB", "gateway", "nginx", "cpu", 1.8, True),
-    Goal("proxied, 1 KiB, every head new", "gateway", "nginx", "cpu", 1.8, True),
+    Goal("proxied, 1 KiB, every head new, at a pace", "gateway", "nginx", "cpu", 1.8, True),
     Goal("proxied, 1 KiB", "gateway", "nginx", "rate", 0.55, False),
     Goal("proxied, 1 KiB, 256 connections", "gateway", "nginx", "rate", 0.55, False),
     Goal("proxied, 1 KiB, at a pace", "gateway", "nginx", "added p50", 1.0, True),
@@ -41,7 +41,7 @@ GOALS = (
     Goal("proxied, 1 KiB, at a pace", "gateway", "nginx", "p99", 3.0, True),
     Goal("proxied, 1 KiB, at a pace, 256 connections", "gateway", "nginx", "p99", 3.0, True),
     Goal("proxied, 50 KiB", "gateway", "nginx", "rate", 0.85, False),
-    Goal("proxied, 1 MiB", "gateway", "nginx", "rate", 0.85, False),
+    Goal("proxied, 1 MiB, at a pace", "gateway", "nginx", "cpu", 1 / 0.85, True),
     Goal("poll", "gateway", "nginx, file", "cpu", 2.0, True),
     Goal("poll", "gateway", "aiohttp handler", "rate", 3.0, False),
     Goal("poll", "gateway", "", "calls", 0.0, True),
@@ -55,9 +55,15 @@ GOALS = (
 )
 
 
-def values(measured: Measured, stand: str, quantity: Quantity) -> list[float]:
-    """One value a run of a stand."""
-    runs = measured["runs"][stand]
+def values(measured: Measured, stand: str, quantity: Quantity, beside: str = "") -> list[float]:
+    """One value a run of a stand, of the rounds that count for it and for who is beside it."""
+    void = measured["void"]
+    theirs = void[beside or stand]
+    runs = [
+        run
+        for run, ours, other in zip(measured["runs"][stand], void[stand], theirs, strict=True)
+        if not ours and not other
+    ]
     if quantity in ("rate", "per second"):
         return [run["requests"] / run["seconds"] for run in runs]
     if quantity == "cpu":
@@ -65,14 +71,16 @@ def values(measured: Measured, stand: str, quantity: Quantity) -> list[float]:
     return [run["p99" if quantity == "p99" else "p50"] for run in runs]
 
 
-def value(measured: Measured, goal: Goal) -> float:
-    """What was reached."""
+def value(measured: Measured, goal: Goal) -> float | None:
+    """What was reached; None where no round counts."""
     if goal.quantity == "calls":
         return float(round(measured["calls_per_1000"], 2))
-    ours = values(measured, goal.stand, goal.quantity)
+    ours = values(measured, goal.stand, goal.quantity, goal.beside)
+    if not ours:
+        return None
     if not goal.beside:
         return median(ours)
-    theirs = values(measured, goal.beside, goal.quantity)
+    theirs = values(measured, goal.beside, goal.quantity, goal.stand)
     if goal.quantity == "added p50":
         return median(one - other for one, other in zip(ours, theirs, strict=True))
     return ratio(ours, theirs)
@@ -84,12 +92,10 @@ def goals(found: Sequence[Measured]) -> list[dict[str, Any]]:
     rows = []
     for goal in GOALS:
         measured = by_path.get(goal.path)
-        if measured is None:
+        if measured is None or not {goal.stand, goal.beside} <= {"", *measured["runs"]}:
             continue
-        stands = [goal.stand, *([goal.beside] if goal.beside else [])]
-        void = any(measured["void"][stand] for stand in stands)
         reached = value(measured, goal)
-        held = None if void else reached <= goal.limit if goal.most else reached >= goal.limit
+        held = None if reached is None else reached <= goal.limit if goal.most else reached >= goal.limit
         rows.append({"goal": described(goal), "limit": goal.limit, "reached": reached, "held": held})
     return rows
 
@@ -112,40 +118,51 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> str:
     """Targets as text."""
     words = {True: "reached", False: "NOT REACHED", None: "void"}
     return "\n".join(
-        f"{row['goal']:105} {row['limit']:8,.2f} {row['reached']:10,.2f}  {words[row['held']]}"
+        f"{row['goal']:105} {row['limit']:8,.2f} {row['reached'] or 0:10,.2f}  {words[row['held']]}"
         for row in rows
     )
 
 
 def table(measured: Measured) -> str:
-    """A path as text: each stand a line, with its ratio to the second."""
+    """A path as text: a line a stand, with its ratio to the second; `cores` are the server's and the rest."""
     stands = list(measured["runs"])
-    beside = stands[1] if len(stands) > 1 else stands[0]
+    beside = stands[1]
     columns = f"{'req/s':>9} {'x':>5} {'CPU us':>8} {'x':>5} {'p50 ms':>7} {'p99 ms':>7} {'cores':>9} errors"
     lines = [f"{measured['path']:44} {columns}"]
     for stand in stands:
-        runs = measured["runs"][stand]
-        cells = {name: median(values(measured, stand, name)) for name in ("rate", "cpu", "added p50", "p99")}
-        rates, costs = (
-            ratio(values(measured, stand, name), values(measured, beside, name)) for name in ("rate", "cpu")
+        runs, void = measured["runs"][stand], measured["void"][stand]
+        reasons = [why for why in void if why]
+        if len(reasons) == len(runs):
+            lines.append(f"  {stand:42} void: {reasons[0]}")
+            continue
+        rate, cost, p50, p99 = (
+            median(values(measured, stand, name)) for name in ("rate", "cpu", "added p50", "p99")
         )
-        cores = "+".join(f"{median(run[side] for run in runs):.0%}" for side in ("server_busy", "other_busy"))
-        void = f"  void: {measured['void'][stand][0]}" if measured["void"][stand] else ""
+        rates, costs = (times(measured, stand, beside, name) for name in ("rate", "cpu"))
+        cores = "+".join(
+            f"{median(run[who] / run['seconds'] for run in runs):.0%}" for who in ("cpu", "others")
+        )
+        errors = sum(run["errors"] for run in runs)
+        note = f"  {len(reasons)} void: {reasons[0]}" if reasons else ""
         lines.append(
-            f"  {stand:42} {cells['rate']:9,.0f} {rates:5.2f} {cells['cpu']:8.1f} {costs:5.2f} "
-            f"{cells['added p50']:7.2f} {cells['p99']:7.2f} {cores:>9} "
-            f"{sum(run['errors'] for run in runs):6}{void}"
+            f"  {stand:42} {rate:9,.0f} {rates} {cost:8.1f} {costs} {p50:7.2f} {p99:7.2f} {cores:>9} "
+            f"{errors:6}{note}"
         )
     if measured["calls_per_1000"] is not None:
         lines.append(f"  store calls for 1,000 requests of the gateway: {measured['calls_per_1000']:.2f}")
     return "\n".join(lines)
 
 
+def times(measured: Measured, stand: str, beside: str, quantity: Quantity) -> str:
+    """A ratio as text, "-" where no round counts for both."""
+    ours, theirs = values(measured, stand, quantity, beside), values(measured, beside, quantity, stand)
+    return f"{ratio(ours, theirs):5.2f}" if ours else f"{'-':>5}"
+
+
 def unsound(measured: Measured) -> bool:
     """Whether requests failed, or no run of some stand counts."""
-    runs = measured["runs"]
-    failed = any(run["errors"] for made in runs.values() for run in made)
-    return failed or any(len(measured["void"][stand]) == len(made) > 0 for stand, made in runs.items())
+    failed = any(run["errors"] for made in measured["runs"].values() for run in made)
+    return failed or any(all(void) for void in measured["void"].values())
 
 
 _WIDTH, _LEFT, _ROW, _MOST = 860, 330, 20, 8.0
@@ -161,8 +178,11 @@ def picture(found: Sequence[Measured]) -> str:
         rows.append(f'<text x="12" y="{top + 14}" class="path">{escape(measured["path"])}</text>')
         top += _ROW + 4
         for stand in stands:
-            times = ratio(values(measured, stand, "cpu"), values(measured, stands[1], "cpu"))
-            rows.append(_bar(stand, times, top))
+            ours, theirs = (
+                values(measured, one, "cpu", other) for one, other in ((stand, stands[1]), (stands[1], stand))
+            )
+            if ours:
+                rows.append(_bar(stand, ratio(ours, theirs), top))
             top += _ROW
         top += 10
     style = "text{font:13px sans-serif;fill:#222}.path{font-weight:600}.name{text-anchor:end}"

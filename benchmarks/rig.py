@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -29,8 +30,8 @@ _CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, OTHER_CORE = _CORES[0], _CORES[-1]
 _TICKS = os.sysconf("SC_CLK_TCK")
 
-BUSY = 0.95
-"""Share of a core beyond which it counts as the bottleneck."""
+FULL = 0.9
+"""Share of a core beyond which whoever has it can do no more; the rest goes to interrupts and the host."""
 
 _SCRIPT = """
 local requests, at, fresh = {}, 0, os.getenv("FRESH") == "1"
@@ -94,7 +95,7 @@ class Run:
         requests: answered; `errors` of them with another status than 2xx or 3xx, or not at all.
         cpu: seconds of CPU time that the server took, its children and helpers among it.
         p50, p99: milliseconds, as wrk saw them.
-        server_busy, other_busy: shares of the two cores that were taken, by whomever.
+        others: seconds of CPU time that wrk and the origin took on their core.
     """
 
     requests: int
@@ -103,8 +104,7 @@ class Run:
     cpu: float
     p50: float
     p99: float
-    server_busy: float
-    other_busy: float
+    others: float
 
     @property
     def rate(self) -> float:
@@ -122,11 +122,10 @@ class Run:
         At full speed the server must have been what could do no more: then its rate is its own, whatever else
         was busy as well. At a given pace nobody may have been.
         """
+        full, others_full = self.cpu > FULL * self.seconds, self.others > FULL * self.seconds
         if pause:
-            return "a core was saturated" if max(self.server_busy, self.other_busy) > BUSY else ""
-        if self.cpu / self.seconds < BUSY - 0.07 and self.other_busy > BUSY:
-            return "generator or origin saturated before the server"
-        return ""
+            return "a core was full" if full or others_full else ""
+        return "generator and origin were full before the server" if others_full and not full else ""
 
 
 def require_tools() -> None:
@@ -190,14 +189,6 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _busy(core: int) -> float:
-    """Seconds that a core has worked so far, for whomever; time stolen by the host counts."""
-    line = re.search(rf"^cpu{core} (.*)$", Path("/proc/stat").read_text(), re.MULTILINE)
-    assert line is not None
-    user, nice, system, _idle, _wait, irq, soft, steal, *_ = (int(part) for part in line[1].split())
-    return (user + nice + system + irq + soft + steal) / _TICKS
-
-
 @dataclass
 class Rig:
     """Where servers run, and what is left behind.
@@ -252,7 +243,8 @@ class Rig:
         command = ["taskset", "-c", str(OTHER_CORE), "wrk", "-t1", f"-c{target.connections}", f"-d{seconds}s"]
         command += ["--latency", "-s", str(script), f"http://127.0.0.1:{port}", "--", target.path]
         environment = {"PAUSE": str(target.pause), "FRESH": str(int(target.fresh))}
-        before = sum(map(cpu_seconds, pids)), _busy(SERVER_CORE), _busy(OTHER_CORE), time.monotonic()
+        origin = self.pids["origin"]
+        before = sum(map(cpu_seconds, pids)), cpu_seconds(origin), _of_children()
         report = subprocess.run(
             [*command, target.host, str(target.cookies)],
             capture_output=True,
@@ -260,11 +252,18 @@ class Rig:
             check=True,
             env=os.environ | environment,
         ).stdout
-        after = sum(map(cpu_seconds, pids)), _busy(SERVER_CORE), _busy(OTHER_CORE), time.monotonic()
-        cpu, server, other, passed = (now - then for now, then in zip(after, before, strict=True))
+        after = sum(map(cpu_seconds, pids)), cpu_seconds(origin), _of_children()
+        cpu, theirs, generator = (now - then for now, then in zip(after, before, strict=True))
         requests, took, errors = parse_wrk(report)
-        latency = percentile(report, 50), percentile(report, 99)
-        return Run(requests, took, errors, cpu, *latency, server / passed, other / passed)
+        return Run(
+            requests, took, errors, cpu, percentile(report, 50), percentile(report, 99), theirs + generator
+        )
+
+
+def _of_children() -> float:
+    """Seconds of CPU time of all children of this process that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def free_ports(count: int) -> list[int]:
