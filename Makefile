@@ -9,7 +9,7 @@ COMPILED := build/compiled
 CODE   := waitingroom tests $(wildcard benchmarks loadtest)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check wheel bench bench-million bench-many bench-check lock fmt clean
+.PHONY: help setup demo test check wheel bench bench-million bench-ten-million bench-many bench-check lock fmt clean
 
 help:         ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -52,6 +52,9 @@ bench: wheel  ## what a request costs on each path, beside nginx, HAProxy and ai
 
 bench-million: wheel  ## a million people who wait, at two gateways on one store: about three minutes
 	PYTHONPATH=$(COMPILED):. $(BIN)/python -P -m benchmarks.million $(ARGS)
+
+bench-ten-million: wheel  ## ten million, without sockets: what the store and the ticks then cost
+	PYTHONPATH=$(COMPILED):. $(BIN)/python -P -m benchmarks.still $(ARGS)
 
 bench-many: wheel  ## ten thousand connections, eight gateways, and how long a start takes: about two minutes
 	$(BIN)/python -m benchmarks.many --compiled $(COMPILED) $(ARGS)

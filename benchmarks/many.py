@@ -32,7 +32,6 @@ from benchmarks.rig import (
     Rig,
     Target,
     children_of,
-    cpu_seconds,
     free_ports,
     require_tools,
     resident,
@@ -126,7 +125,7 @@ def ticks(rig: Rig, origin: int, compiled: Path | None) -> list[Figures]:
     rows: list[Figures] = []
     for count in (1, 2, 4, 8):
         with ExitStack() as stack:
-            pid, url = _store(rig, stack, f"ticks-{count}")
+            _, url = _store(rig, stack, f"ticks-{count}")
             for index in range(count):
                 ports = free_ports(2)
                 name = f"ticking-{count}-{index}"
@@ -135,12 +134,17 @@ def ticks(rig: Rig, origin: int, compiled: Path | None) -> list[Figures]:
                 )
             with redis.Redis.from_url(url) as client:
                 _people(client, "full", 100_000)
-            time.sleep(2)
-            before, began = cpu_seconds(pid), time.monotonic()
-            time.sleep(8)
-            spent = (cpu_seconds(pid) - before) / (time.monotonic() - began)
-        rows.append({"gateways": count, "store_ms_a_gateway_second": 1000 * spent / count})
+                time.sleep(2)
+                before, began = _script_ms(client), time.monotonic()
+                time.sleep(8)
+                spent = (_script_ms(client) - before) / (time.monotonic() - began)
+        rows.append({"gateways": count, "store_ms_a_gateway_second": spent / count})
     return rows
+
+
+def _script_ms(client: "redis.Redis") -> float:
+    """Milliseconds that the store has spent in scripts, by its own account."""
+    return float(client.info("commandstats").get("cmdstat_evalsha", {}).get("usec", 0)) / 1000
 
 
 def _people(client: "redis.Redis", room: str, count: int) -> None:

@@ -127,9 +127,8 @@ const unsigned char *, size_t, unsigned char *, unsigned int *);"
             crypto.HMAC(crypto.EVP_sha256(), key, #key, signed, #signed, digest, size)
             if ngx.decode_base64(plain(signature)) ~= ffi.string(digest, 32) then return false end
             local claims = ngx.decode_base64(plain(payload))
-            if not (claims:find('"use":"pass"', 1, true) and claims:find('"aud":"' .. room .. '"', 1, true)) then
-                return false
-            end
+            if not claims:find('"use":"pass"', 1, true) then return false end
+            if not claims:find('"aud":"' .. room .. '"', 1, true) then return false end
             ends = tonumber(claims:match('"exp":(%d+)'))
             known:set(room .. cookie, ends)
             return ends > ngx.time()
@@ -163,10 +162,10 @@ backend origin
 _JWT_VERIFY = """
     http-request set-var(txn.pass) req.cook(wr-open)
     http-request set-var(txn.now) date()
-    http-request set-var(txn.claims) var(txn.pass),field(2,.),ub64dec
+    http-request set-var(txn.end) var(txn.pass),jwt_payload_query('$.exp','int')
     http-request return status 401 unless {{ var(txn.pass),jwt_verify("HS256","{key}") -m int 1 }} \
-{{ var(txn.claims) -m sub '"use":"pass"' }} {{ var(txn.claims) -m sub '"aud":"open"' }} \
-{{ var(txn.claims),json_query('$.exp','int'),sub(txn.now) -m int gt 0 }}"""
+{{ var(txn.pass),jwt_payload_query('$.use') -m str pass }} \
+{{ var(txn.pass),jwt_payload_query('$.aud') -m str open }} {{ var(txn.end),sub(txn.now) -m int gt 0 }}"""
 
 _GATEWAY = """
 [server]
