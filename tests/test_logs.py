@@ -24,7 +24,8 @@ Read = Callable[[], list[dict[str, Any]]]
 
 
 def a_request(**changes: Any) -> Served:
-    return Served("sale", "forwarded", b"GET", b"/shoes?size=41", 200, 0.0123, 1234)._replace(**changes)
+    plain = {"method": b"GET", "target": b"/shoes?size=41", "status": 200, "seconds": 0.0123, "sent": 1234}
+    return Served(**{"room": "sale", "verdict": "forwarded", **plain, **changes})
 
 
 @pytest.fixture

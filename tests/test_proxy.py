@@ -7,10 +7,22 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import eventually
-from tests.wire import OK, Storefront, Wire, dial, gate, get, post, storefront, tls_contexts, unchunked
+from tests.wire import (
+    OK,
+    Outcome,
+    Storefront,
+    Wire,
+    dial,
+    gate,
+    get,
+    post,
+    storefront,
+    tls_contexts,
+    unchunked,
+)
 from waitingroom.heads import ResponseHead, parse_head
 from waitingroom.http1 import Limits
-from waitingroom.proxy import Failure, OriginLimits, Outcome, outbound_head
+from waitingroom.proxy import Failure, OriginLimits, outbound_head
 from waitingroom.upstream import Pool
 
 MEBIBYTE = 1 << 20

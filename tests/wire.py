@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from waitingroom.exchange import Exchange
 from waitingroom.forwarded import Network
 from waitingroom.heads import ResponseHead, parse_response
 from waitingroom.http1 import Limits, Listener
-from waitingroom.proxy import OriginLimits, Outcome, Upstream
+from waitingroom.proxy import Failure, OriginLimits, Upstream
 
 OnHead = Callable[[ResponseHead], bytes]
 """What is added to an answer with this head."""
@@ -186,6 +187,15 @@ def tls_contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return server, ssl.create_default_context(cafile=str(both))
 
 
+class Outcome(NamedTuple):
+    """How a forwarded request has ended, as a `Watcher` is told."""
+
+    status: int
+    latency: float | None
+    sent: int
+    failure: Failure | None
+
+
 @dataclass
 class Gate:
     """A listener in front of an upstream, and what it has noted."""
@@ -214,8 +224,15 @@ class Forwarder:
     def failed(self, case: Exchange, status: int, reason: str) -> None:
         case.respond(status, b"Content-Type: text/plain\r\n", f"{status} {reason}\n".encode())
 
-    def ended(self, case: Exchange, outcome: Outcome) -> None:  # noqa: ARG002 - a Watcher's
-        self.outcomes.append(outcome)
+    def ended(
+        self,
+        case: Exchange,  # noqa: ARG002 - a Watcher's
+        status: int,
+        latency: float | None,
+        sent: int,
+        failure: Failure | None,
+    ) -> None:
+        self.outcomes.append(Outcome(status, latency, sent, failure))
 
 
 class _Asker:

@@ -19,7 +19,7 @@ from waitingroom.endpoints import Endpoints
 from waitingroom.exchange import Exchange
 from waitingroom.heads import ResponseHead
 from waitingroom.pages import Form
-from waitingroom.proxy import Failure, Outcome, Upstream
+from waitingroom.proxy import Failure, Upstream
 from waitingroom.requestlog import Verdict
 from waitingroom.room import Answer, Entry, Knock, Method, State, bypasses, protects, rank_rooms
 from waitingroom.store import Store, StoreUnavailableError, UnknownRoomError
@@ -180,7 +180,7 @@ class Gateway:
             self._telemetry.ticket_rejected(reason)
 
     def _proofs(self, visit: Visit) -> list[tuple[Token, bytes]]:
-        """The tokens of ours among the cookies; remembered unless there was a false one, to be counted again."""
+        """The tokens of ours among the cookies; remembered unless a false one has to be counted each time."""
         room, proofs, sound = visit.desk.room.name, [], True
         for name, value in cookies(visit.exchange.head, cookie_names(room)):
             try:
@@ -329,10 +329,11 @@ class Gateway:
         """Answer where the origin did not."""
         self._answers.failed(case, status, reason)
 
-    def ended(self, case: Visit, outcome: Outcome) -> None:
+    def ended(
+        self, case: Visit, status: int, latency: float | None, sent: int, failure: Failure | None
+    ) -> None:
         """Note how a forwarded request ended."""
         room, verdict = case.desk.room.name, case.verdict
-        status, latency, sent, failure = outcome
         if latency is not None:
             self._telemetry.origin(room, latency)
         kind = _FAILURES.get(failure) if failure else None

@@ -34,8 +34,8 @@ LONGEST_KEPT = 4096
 """Bytes of lines that are worth remembering; longer ones hardly come again."""
 
 MOST_KEPT = 12 * 1024 * 1024
-"""Bytes of remembered lines, those of some twenty thousand browsers; what is derived from them takes about three
-times as much again."""
+"""Bytes of remembered lines, those of some twenty thousand browsers; what is derived from them takes about
+three times as much again."""
 
 MOST_MET = 65_536
 """Lines that were met once, as numbers."""
@@ -294,7 +294,7 @@ Lines = TypeVar("Lines", bound=Fields)
 
 
 class Memory(Generic[Lines]):
-    """Lines that have come more than once, by their bytes; the oldest are forgotten when it holds too much."""
+    """Lines that have come more than once, by their bytes; the oldest are forgotten first."""
 
     __slots__ = ("_held", "_met", "_order", "_size")
 

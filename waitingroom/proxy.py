@@ -6,7 +6,7 @@
 import math
 import ssl
 from time import monotonic
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import httptools
 
@@ -18,28 +18,12 @@ from waitingroom.hop import end_to_end_trailers, inbound_head, outbound_head
 from waitingroom.outbox import LARGE
 from waitingroom.upstream import Failure, Link, OriginLimits, Pool
 
-__all__ = ["Failure", "OriginLimits", "Outcome", "Upstream", "Watcher", "inbound_head", "outbound_head"]
+__all__ = ["Failure", "OriginLimits", "Upstream", "Watcher", "inbound_head", "outbound_head"]
 
 _IDEMPOTENT: Final = {b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"}
 
 Case_contra = TypeVar("Case_contra", contravariant=True)
 Case = TypeVar("Case")
-
-
-class Outcome(NamedTuple):
-    """How a forwarded request ended.
-
-    Attributes:
-        status: what the shopper was answered; 499 if they left before.
-        latency: seconds from the request sent to the head of the origin's answer, None without one.
-        sent: bytes of the answer's body.
-        failure: what went wrong, None if nothing did.
-    """
-
-    status: int
-    latency: float | None
-    sent: int
-    failure: Failure | None
 
 
 class Watcher(Protocol[Case_contra]):
@@ -51,8 +35,18 @@ class Watcher(Protocol[Case_contra]):
     def failed(self, case: Case_contra, status: int, reason: str) -> None:
         """The origin has not answered: answer the exchange, with 502, 503 or 504, in its place."""
 
-    def ended(self, case: Case_contra, outcome: Outcome) -> None:
-        """Called once, at the end, however it ended."""
+    def ended(
+        self, case: Case_contra, status: int, latency: float | None, sent: int, failure: Failure | None
+    ) -> None:
+        """Called once, at the end, however it ended.
+
+        Args:
+            case: which one.
+            status: what the shopper was answered; 499 if they left before.
+            latency: seconds from the request sent to the head of the origin's answer, None without one.
+            sent: bytes of the answer's body.
+            failure: what went wrong, None if nothing did.
+        """
 
 
 class Upstream(Generic[Case]):
@@ -378,4 +372,4 @@ class _Forwarding:
     def _report(self, status: int, failure: Failure | None) -> None:
         if not self.done:
             self.done = True
-            self._upstream.watcher.ended(self._case, Outcome(status, self._latency, self._sent, failure))
+            self._upstream.watcher.ended(self._case, status, self._latency, self._sent, failure)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from hashlib import blake2s
 from http import HTTPStatus
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import structlog
 
@@ -58,7 +58,7 @@ class Writer(Protocol):
         """Have a line, with its newline, written soon; never blocks."""
 
 
-class Served(NamedTuple):
+class Served:
     """A request that has been answered.
 
     Attributes:
@@ -73,15 +73,39 @@ class Served(NamedTuple):
         visitor: the visitor's id if known, of which the log gets a keyed hash.
     """
 
-    room: str
-    verdict: Verdict
-    method: bytes
-    target: bytes
-    status: int
-    seconds: float
-    sent: int = 0
-    origin_seconds: float | None = None
-    visitor: str | None = None
+    __slots__ = (
+        "method",
+        "origin_seconds",
+        "room",
+        "seconds",
+        "sent",
+        "status",
+        "target",
+        "verdict",
+        "visitor",
+    )
+
+    def __init__(  # noqa: PLR0913, PLR0917 - a record; once a request, so that it must cost no more than it has to
+        self,
+        room: str,
+        verdict: Verdict,
+        method: bytes,
+        target: bytes,
+        status: int,
+        seconds: float,
+        sent: int = 0,
+        origin_seconds: float | None = None,
+        visitor: str | None = None,
+    ) -> None:
+        self.room = room
+        self.verdict = verdict
+        self.method = method
+        self.target = target
+        self.status = status
+        self.seconds = seconds
+        self.sent = sent
+        self.origin_seconds = origin_seconds
+        self.visitor = visitor
 
 
 class RequestLog:
@@ -132,7 +156,8 @@ class RequestLog:
             self._writer.write(line)
 
     def _line(self, served: Served, weight: int) -> str:
-        room, verdict, method, target, status, seconds, sent, origin_seconds, visitor = served
+        target, status = served.target, served.status
+        visitor, origin_seconds = served.visitor, served.origin_seconds
         now = time.time()
         second = int(now)
         if second != self._second:
@@ -145,8 +170,9 @@ class RequestLog:
         many = "" if weight == 1 else f',"weight":{weight}'
         return (
             f'{{"timestamp":"{self._stamp}.{int((now - second) * 1000):03d}Z","level":"{level}",'
-            f'"event":"request","room":"{room}","verdict":"{verdict}","method":{quoted_method(method)},'
-            f'"path":{path},"status":{status},"duration_ms":{seconds * 1000:.1f},"bytes":{sent}'
+            f'"event":"request","room":"{served.room}","verdict":"{served.verdict}",'
+            f'"method":{quoted_method(served.method)},"path":{path},"status":{status},'
+            f'"duration_ms":{served.seconds * 1000:.1f},"bytes":{served.sent}'
             f"{origin}{who}{many}}}\n"
         )
 
