@@ -12,7 +12,6 @@ import json
 import platform
 import re
 import sys
-import sysconfig
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -150,11 +149,9 @@ def measure(market: Market, path: Way, files: dict[str, Path], seconds: int, rou
 
 
 def machine() -> str:
-    """What was measured on: processor, interpreter and how that was built."""
-    options = sysconfig.get_config_var("CONFIG_ARGS") or ""
-    built = "with profile-guided optimisation" if "enable-optimizations" in options else "as packaged"
+    """What was measured on."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"{model[1] if model else platform.machine()}, Python {platform.python_version()} {built}"
+    return f"{model[1] if model else platform.machine()}, Python {platform.python_version()}"
 
 
 def main() -> int:

@@ -124,10 +124,10 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def table(measured: Measured) -> str:
-    """A path as text: a line a stand, with its ratio to the second; `cores` are the server's and the rest."""
+    """A path as text: a line a stand, with its ratio to the second; `core` is the share it took of one."""
     stands = list(measured["runs"])
     beside = stands[1]
-    columns = f"{'req/s':>9} {'x':>5} {'CPU us':>8} {'x':>5} {'p50 ms':>7} {'p99 ms':>7} {'cores':>9} errors"
+    columns = f"{'req/s':>9} {'x':>5} {'CPU us':>8} {'x':>5} {'p50 ms':>7} {'p99 ms':>7} {'core':>5} errors"
     lines = [f"{measured['path']:44} {columns}"]
     for stand in stands:
         runs, void = measured["runs"][stand], measured["void"][stand]
@@ -139,13 +139,11 @@ def table(measured: Measured) -> str:
             median(values(measured, stand, name)) for name in ("rate", "cpu", "added p50", "p99")
         )
         rates, costs = (times(measured, stand, beside, name) for name in ("rate", "cpu"))
-        cores = "+".join(
-            f"{median(run[who] / run['seconds'] for run in runs):.0%}" for who in ("cpu", "others")
-        )
+        core = median(run["cpu"] / run["seconds"] for run in runs)
         errors = sum(run["errors"] for run in runs)
         note = f"  {len(reasons)} void: {reasons[0]}" if reasons else ""
         lines.append(
-            f"  {stand:42} {rate:9,.0f} {rates} {cost:8.1f} {costs} {p50:7.2f} {p99:7.2f} {cores:>9} "
+            f"  {stand:42} {rate:9,.0f} {rates} {cost:8.1f} {costs} {p50:7.2f} {p99:7.2f} {core:5.0%} "
             f"{errors:6}{note}"
         )
     if measured["calls_per_1000"] is not None:

@@ -95,7 +95,8 @@ class Run:
         requests: answered; `errors` of them with another status than 2xx or 3xx, or not at all.
         cpu: seconds of CPU time that the server took, its children and helpers among it.
         p50, p99: milliseconds, as wrk saw them.
-        others: seconds of CPU time that wrk and the origin took on their core.
+        others: seconds of CPU time that wrk and the origin took on their core. The start of wrk is among it,
+            which may take a second: it is rather too much than too little.
     """
 
     requests: int
