@@ -20,6 +20,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -142,6 +143,10 @@ def _wrong(crowd: Crowd, first: int, people: int) -> list[tuple[int, int, int]]:
     return wrong
 
 
+def _itself(browser: Browser) -> Browser:
+    return browser
+
+
 async def browsers(port: int, count: int, first: int, seconds: int) -> dict[str, Any]:
     """So many real connections to one gateway: what became of them."""
     allow_files()
@@ -157,7 +162,7 @@ async def browsers(port: int, count: int, first: int, seconds: int) -> dict[str,
             request_of(ring.sign(number_token(first + 50_000 + index % 6 + 10 * (index % 9), end)))
         )
         try:
-            await loop.create_connection(lambda browser=browser: browser, "127.0.0.1", port)  # type: ignore[misc]
+            await loop.create_connection(partial(_itself, browser), "127.0.0.1", port)
             made.append(browser)
         except OSError:
             refused += 1

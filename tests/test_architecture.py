@@ -145,6 +145,12 @@ except SystemExit:
     assert loaded_by(statement) & heavy == set()
 
 
+def test_a_gateway_does_not_wait_for_what_it_does_not_use() -> None:
+    """`waitingroom serve` loads neither the load kit nor any tool of ours."""
+    unused = {"locust", "gevent", "jwt", "playwright", "hypothesis", "pytest", "mypy", "packaging"}
+    assert loaded_by("import waitingroom.process, uvloop") & unused == set()
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
 def test_importing_does_nothing(path: Path) -> None:
     """Importing a module opens no socket or file for writing, and starts no process and no thread."""

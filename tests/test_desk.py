@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from waitingroom.desk import MOST_SEEN, MOST_TOUCHED, STALE, Desk, HandIn
+from waitingroom.desk import MOST_SEEN, MOST_TOUCHED, SOON, STALE, Desk, HandIn
 from waitingroom.room import LANE, Line, Method, Room, Snapshot, State, Totals
 from waitingroom.tickets import Token, Use
 
@@ -213,7 +213,7 @@ def test_one_tick_carries_a_bounded_number_of_polls() -> None:
 def test_busy_seats_are_handed_in_in_turn() -> None:
     """A tick carries a share of those inside, and whoever keeps asking is handed in with every fifth."""
     desk = opened()
-    shoppers = [seat(number) for number in range(1, 10 * MOST_TOUCHED + 1)]
+    shoppers = [seat(number, end=CLOCK + 300_000) for number in range(1, 10 * MOST_TOUCHED + 1)]
     handed_in = []
     for _ in range(10):
         for shopper in shoppers:
@@ -222,6 +222,17 @@ def test_busy_seats_are_handed_in_in_turn() -> None:
     assert {len(seats) for seats in handed_in} == {2 * MOST_TOUCHED}
     rounds = [list(chain(*handed_in[:5])), list(chain(*handed_in[5:]))]
     assert rounds == [[shopper.seat for shopper in shoppers]] * 2
+
+
+def test_a_seat_about_to_end_is_handed_in_at_once() -> None:
+    """However many are touched before it: a late touch could find the seat given to somebody else."""
+    desk = opened()
+    for number in range(1, 10 * MOST_TOUCHED + 1):
+        desk.touch(seat(number, end=CLOCK + 300_000))
+    ending = seat(99_999, end=CLOCK + SOON - 1)
+    desk.touch(ending)
+    assert ending.seat in desk.take().touched
+    assert ending.seat not in desk.hand_in.touched
 
 
 def test_a_cold_desk_believes_passes_and_promises_nothing() -> None:

@@ -1,4 +1,7 @@
 import asyncio
+import contextlib
+import socket
+import ssl
 from ipaddress import ip_network
 from pathlib import Path
 from random import Random
@@ -15,7 +18,7 @@ from waitingroom.bodies import Chunked
 from waitingroom.exchange import Exchange, header_lines
 from waitingroom.forwarded import client_of, forwarding_lines
 from waitingroom.heads import BadRequestError, parse_head
-from waitingroom.http1 import Limits
+from waitingroom.http1 import Connection, Limits
 
 
 def hello(exchange: Exchange) -> None:
@@ -473,3 +476,56 @@ async def test_tls_is_served(tmp_path: Path) -> None:
         await client.send(get() + get("/", "Connection: close"))
         assert (await client.answer())[1] == b"https" * 50_000
         assert (await client.rest()).endswith(b"https")
+
+
+async def test_who_sends_on_without_reading_is_not_served_on() -> None:
+    """Answers that nobody reads do not pile up, however many requests came at once."""
+    served = 0
+
+    def answer(exchange: Exchange) -> None:
+        nonlocal served
+        served += 1
+        exchange.respond(200, b"", b"x" * 8000)
+
+    limits = Limits(high_water=100_000, low_water=10_000)
+    async with listening(answer, limits) as (port, listener):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.setblocking(False)
+            requests = get() * 5000
+            await asyncio.get_running_loop().sock_sendall(client, requests[: len(requests) // 2])
+            await eventually(lambda: served > 0)
+            (connection,) = listener.sweep.members
+            assert isinstance(connection, Connection)
+            await eventually(lambda: connection._choked)
+            assert connection._transport.get_write_buffer_size() < 150_000
+            assert len(connection._unsent) < 20_000
+            assert served < 2500
+
+
+async def test_an_answer_outruns_the_end_of_tls(tmp_path: Path) -> None:
+    """Over TLS a request and the client's goodbye may come in one piece; the answer is sent all the same."""
+    server, client_context = tls_contexts(tmp_path)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+
+    def answer(exchange: Exchange) -> None:
+        exchange.respond(200, b"", b"x" * 8000)
+
+    async with listening(answer, context=server) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                writer.write(outgoing.read())
+                incoming.write(await asyncio.wait_for(reader.read(65536), 5))
+        tls.write(get())
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.unwrap()
+        writer.write(outgoing.read())
+        received = b""
+        while piece := await asyncio.wait_for(reader.read(65536), 5):
+            received += piece
+        writer.close()
+        assert len(received) > 8000

@@ -44,7 +44,7 @@ class Door:
 
     pages: Pages
     url: str = ""
-    status: Status = WAITING
+    status: Status = field(default_factory=lambda: WAITING)
     answers: list[Status] = field(default_factory=lambda: [WAITING])
     polls: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)

@@ -29,6 +29,9 @@ MOST_TOUCHED = 1000
 """Seats touched that one tick carries if there are many, or a fifth of them: each is handed in within about
 five ticks, and however many shoppers are inside, no tick holds the store up."""
 
+SOON = 15_000
+"""Milliseconds; a seat whose pass ends sooner is handed in with the very next tick."""
+
 
 @dataclass(slots=True)
 class HandIn:
@@ -67,6 +70,7 @@ class Desk:
         self.hand_in = HandIn()
         self._at = 0.0
         self._longest = room.session_duration
+        self._urgent: set[str] = set()
         self._spent: set[int] = set()
         self._missed: set[int] = set()
         self._ended: dict[str, int] = {}
@@ -103,8 +107,10 @@ class Desk:
         most = max(MOST_TOUCHED, len(taken.touched) // 5)
         if len(taken.touched) > most:
             seats = list(taken.touched)
-            taken.touched = dict.fromkeys(seats[:most])
-            self.hand_in.touched = dict.fromkeys(seats[most:])
+            now = dict.fromkeys(seats[:most]) | dict.fromkeys(self._urgent & taken.touched.keys())
+            self.hand_in.touched = dict.fromkeys(seat for seat in seats[most:] if seat not in now)
+            taken.touched = now
+        self._urgent.clear()
         return taken
 
     def absorb(self, room: Room, snapshot: Snapshot, handed_in: HandIn, sent: float) -> None:
@@ -200,6 +206,8 @@ class Desk:
     def touch(self, token: Token) -> None:
         """Somebody inside made a request."""
         self.hand_in.touched[token.seat] = None
+        if token.end < self.snapshot.clock + SOON:
+            self._urgent.add(token.seat)
 
     def renewed(self, token: Token) -> int | None:
         """The new end for a pass that is worth signing again, None while the old one will do."""

@@ -33,9 +33,11 @@ CRLF2: Final = b"\r\n\r\n"
 LONGEST_KEPT = 4096
 """Bytes of lines that are worth remembering; longer ones hardly come again."""
 
-MOST_KEPT = 12 * 1024 * 1024
-"""Bytes of remembered lines, those of some twenty thousand browsers; what is derived from them takes about
-three times as much again."""
+DERIVED = 1024
+"""Bytes that what was read of a few lines takes, whatever their length."""
+
+MOST_KEPT = 32 * 1024 * 1024
+"""Bytes of remembered lines and of what was read of them: those of some twenty thousand browsers."""
 
 MOST_MET = 65_536
 """Lines that were met once, as numbers."""
@@ -323,10 +325,10 @@ class Memory(Generic[Lines]):
         self._met.discard(met)
         self._held[raw] = fields
         self._order.append(raw)
-        self._size += len(raw)
+        self._size += len(raw) + DERIVED
         while self._size > MOST_KEPT:
             oldest = self._order.popleft()
-            self._size -= len(oldest)
+            self._size -= len(oldest) + DERIVED
             del self._held[oldest]
 
 

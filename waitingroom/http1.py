@@ -19,15 +19,7 @@ from waitingroom.bodies import Body, Chunked, Counted
 from waitingroom.deadlines import Sweep
 from waitingroom.exchange import REASONS, Exchange, Handler, Relay
 from waitingroom.forwarded import Client, Network, client_of
-from waitingroom.heads import (
-    CRLF2,
-    BadRequestError,
-    Head,
-    Memory,
-    RequestFields,
-    check_partial,
-    parse_head,
-)
+from waitingroom.heads import CRLF2, BadRequestError, Head, Memory, RequestFields, check_partial, parse_head
 from waitingroom.outbox import Outbox, Speaker
 
 __all__ = ["Client", "Connection", "Exchange", "Handler", "Head", "Limits", "Listener", "Relay", "client_of"]
@@ -144,7 +136,8 @@ class Connection(Speaker):
             self._exchange.lose()
 
     def eof_received(self) -> bool:
-        """The client will send no more. Outside a tunnel that means that it has left."""
+        """The client will send no more. Outside a tunnel it has left then, once it has its answer."""
+        self.flush()
         if not self._tunnel or self.scheme == "https" or self._exchange is None:
             return False
         relay = self._exchange.relay
@@ -348,6 +341,8 @@ class Connection(Speaker):
             if self._paused:
                 self.resume()
             if self._buffer:
+                # Whoever sends on without reading is found out before the next answer is made.
+                self.flush()
                 self._next()
 
     def _refuse(self, status: int, reason: str) -> None:

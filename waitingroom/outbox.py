@@ -60,7 +60,7 @@ class Speaker:
     def write(self, data: Data) -> None:
         """Send in this turn, unless the other end is known to be gone. A view's bytes must never change."""
         unsent = self._unsent
-        if len(data) >= LARGE:
+        if len(data) + len(unsent) >= LARGE:
             self._unsent = b""
             if not self._transport.is_closing():
                 self._transport.writelines((unsent, data) if unsent else (data,))
