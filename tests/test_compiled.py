@@ -59,7 +59,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "none-any" not in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
-    shutil.copytree(ROOT / "tests", folder / "tests")
+    for name in ("tests", "monitoring", "docs"):
+        shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder
 

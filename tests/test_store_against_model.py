@@ -193,9 +193,12 @@ class Lockstep(RuleBasedStateMachine):
                 continue
             if what in {"seen", "here"}:
                 door.gathered.seen.add(ticket.number)
-            gathered: set[Any] = getattr(door.gathered, what)
+            gathered: Any = getattr(door.gathered, what)
             seat = seat_of(ticket.lane, ticket.number, ticket.visitor)
-            gathered.add(ticket.number if what in {"seen", "here"} else seat)
+            if what == "touched":
+                gathered[seat] = None
+            else:
+                gathered.add(seat if what == "left" else ticket.number)
 
     @rule(gateway=st.sampled_from(GATEWAYS), answered=st.booleans())
     def exchange(self, gateway: str, answered: bool) -> None:  # noqa: FBT001 - drawn
