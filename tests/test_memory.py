@@ -56,6 +56,12 @@ def test_a_request_read_before_means_the_same(
         assert told(memory, start + rest, address) == told(None, start + rest, address)
 
 
+def test_a_line_named_twice_is_taken_out_once() -> None:
+    """Connection may name the same line any number of times."""
+    head = parse_head(get("/", "X-A: 1", "Connection: x-a, x-a, X-A", "X-B: 2"))
+    assert outbound_head(head) == get("/", "X-B: 2")
+
+
 def test_lines_that_come_again_are_read_once() -> None:
     """From their third coming on lines are recognised by their bytes, under any method and target."""
     memory: Memory[RequestFields] = Memory()

@@ -123,8 +123,10 @@ def _edited(raw: bytes, edits: list[Edit], end: bytes) -> bytes:
     pieces: list[bytes] = []
     at = 0
     for start, stop, new in edits:
-        pieces += (raw[at:start], new)
-        at = stop
+        # Connection may name a line twice.
+        if start >= at:
+            pieces += (raw[at:start], new)
+            at = stop
     pieces += (raw[at:-2], end)
     return b"".join(pieces)
 
