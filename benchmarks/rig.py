@@ -289,3 +289,17 @@ def _wait_for(holds: Callable[[], bool], process: subprocess.Popen[bytes], said:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{process.args!r} did not start: {said.read_text()[-2000:]}")
         time.sleep(0.02)
+
+
+def patiently(asks: Callable[[], object], passing: type[Exception] = OSError) -> None:
+    """Ask until there is an answer; what cannot be reached yet, or fails in this way, is asked again."""
+    deadline = time.monotonic() + 15
+    while True:
+        try:
+            asks()
+        except (OSError, passing):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return

@@ -16,7 +16,7 @@ from urllib.request import urlopen
 
 import redis
 
-from benchmarks.rig import OTHER_CORE, SERVER_CORE, Rig, free_ports
+from benchmarks.rig import OTHER_CORE, SERVER_CORE, Rig, free_ports, patiently
 from waitingroom.tickets import Keyring, Token, Use
 
 ROOM_OPEN, ROOM_FULL = "open.test", "full.test"
@@ -306,7 +306,7 @@ class Market:
         command += ["--unixsocketperm", "777"]
         pid = self.stack.enter_context(self.rig.process("redis", command, ()))
         with redis.Redis(unix_socket_path=str(address)) as client:
-            _await(client.ping)
+            patiently(client.ping, redis.RedisError)
             client.mset({f"v{index}": "inside" for index in range(10_000)})
         stand = self.nginx(name, _REDIS_EACH_TIME.format(store=address), lua=True)
         return Stand(stand.port, [*stand.pids, pid])
@@ -364,7 +364,7 @@ def gateway(
     source = compiled or Path(__file__).parents[1]
     command = [sys.executable, "-m", "waitingroom", "serve", "--config", str(config)]
     with rig.process(name, command, ports, core=core, environment={"PYTHONPATH": str(source)}) as pid:
-        _await(lambda: urlopen(f"http://127.0.0.1:{private}/readyz", timeout=5).read())
+        patiently(lambda: urlopen(f"http://127.0.0.1:{private}/readyz", timeout=5).read())
         yield pid
 
 
@@ -392,16 +392,3 @@ def passes(count: int) -> list[str]:
         )
         for index in range(count)
     ]
-
-
-def _await(asks: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 15
-    while True:
-        try:
-            asks()
-        except (OSError, redis.RedisError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-        else:
-            return
