@@ -12,14 +12,9 @@ import pytest
 import pytest_asyncio
 import redis
 import uvloop
-from hypothesis import HealthCheck, settings
 from playwright.async_api import Browser, async_playwright
 
 from waitingroom import embedded
-
-# How fast examples are made says something of the machine, and in a new folder of a table that is made first.
-settings.register_profile("house", suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("house")
 
 REDIS = Path("/usr/bin/redis-server")
 CHROMIUM = Path("/usr/bin/chromium")

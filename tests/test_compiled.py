@@ -62,6 +62,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tests", "monitoring", "docs"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "pyproject.toml", folder)
+    # Hypothesis makes a table of characters once a folder, and would take the time for that of a slow test.
+    run(folder, "-c", "from hypothesis import find, strategies as st; find(st.text(), lambda text: True)")
     return folder
 
 
