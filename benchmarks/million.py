@@ -38,7 +38,8 @@ from waitingroom.process import allow_files
 from waitingroom.requestlog import RequestLog
 from waitingroom.room import Room
 from waitingroom.server import Server
-from waitingroom.store import Store, script_source
+from waitingroom.scripts import script_source
+from waitingroom.store import Store
 from waitingroom.tickets import Keyring
 
 GATEWAYS = 2

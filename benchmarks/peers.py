@@ -12,7 +12,7 @@ import uvloop
 from aiohttp import ClientSession, TCPConnector, web
 
 from benchmarks.stands import KEY
-from waitingroom.room import Line
+from waitingroom.line import Line
 from waitingroom.tickets import InvalidTokenError, Keyring, Use
 
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-encoding", "content-length", "host"}

@@ -27,9 +27,11 @@ from benchmarks.million import is_present, present_below
 from benchmarks.rig import Rig, resident
 from tests.clockwork import SOURCE, Clock
 from waitingroom import embedded
-from waitingroom.desk import Desk, HandIn
+from waitingroom.desk import Desk
+from waitingroom.handin import HandIn
 from waitingroom.room import Room
-from waitingroom.store import Store, script_source
+from waitingroom.scripts import script_source
+from waitingroom.store import Store
 
 GATEWAYS = 8
 ROOM = Room("sale", upstream="http://127.0.0.1:1", total_active_users=100_000, new_users_per_minute=60_000)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import redis
 
-from waitingroom.desk import HandIn
+from waitingroom.handin import HandIn
 from waitingroom.room import Answer, Knock, Room, Snapshot
 from waitingroom.store import Store
 from waitingroom.tickets import seat_of
@@ -90,6 +90,7 @@ class Gateway:
             here=present,
             touched=dict.fromkeys(seat(ticket) for ticket in touched),
             left={seat(ticket) for ticket in left},
+            vouched=self.snapshot.fence,
         )
         self.room, self.snapshot = await self.store.tick(self.room, self.snapshot, handed)
         return self.snapshot

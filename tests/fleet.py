@@ -23,7 +23,7 @@ import uvloop
 
 from tests.conftest import eventually
 from waitingroom.config import load
-from waitingroom.desk import HandIn
+from waitingroom.handin import HandIn
 from waitingroom.room import Room, Snapshot
 from waitingroom.server import Server
 from waitingroom.store import Store

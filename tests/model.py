@@ -1,22 +1,25 @@
 """The waiting room as a page of rules, in plain Python: what the scripts have to do, and nothing else.
 
-Times are milliseconds. A place is a number, a seat a string of lane, number and visitor. What an outage of
-the store takes away is not modelled: here it never forgets.
+Times are milliseconds. A place is a number, a seat a string of lane, number and visitor. What gateways vouch
+for when the store has forgotten something is not modelled: here it never forgets.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from waitingroom.room import SEGMENT, Answer, Entry, Knock, Room, Totals
+from waitingroom.line import SEGMENT
+from waitingroom.room import Answer, Block, Entry, Knock, Room, Totals
 from waitingroom.tickets import seat_of
 
 PERIOD = 15_000  # people are noted as heard of in periods of this length
 RECENT = 75_000  # who was heard of within this may be called
 SLACK = 3_000  # a seat outlives its pass by this
-CALM = 10_000  # nobody is called for this long after a pause
+CALM = 10_000  # so long gateways have, after a pause, to hand in what they kept
 BARRIER = 5_000  # nobody walks in for this long after somebody was told to wait
 TRIAL = 30_000  # the first seat, until the cookie has come back
+PRESENT = 15_000  # a gateway that has not ticked for this long is not waited for
+TOLD = 30_000  # so long it is told who has entered
 
 
 @dataclass
@@ -33,10 +36,21 @@ class WaitingRoom:
     seats: dict[str, int] = field(default_factory=dict)  # seat -> end
     trials: dict[str, int] = field(default_factory=dict)
     ended: dict[str, int] = field(default_factory=dict)  # seat -> when it was given back
+    entered: dict[int, int] = field(default_factory=dict)  # number -> when it was inside first
+    gateways: dict[str, int] = field(default_factory=dict)  # gateway -> last tick
+    arrivals: dict[tuple[str, int], int] = field(
+        default_factory=dict
+    )  # by gateway and second, to be numbered
+    numbered: dict[tuple[str, int], int] = field(default_factory=dict)
+    blocks: list[list[Block]] = field(default_factory=list)
     answered: dict[tuple[str, int], list[Answer]] = field(default_factory=dict)
     limiters: dict[str, float] = field(default_factory=lambda: {"offer": 0.0, "enter": 0.0})
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Totals.__slots__, 0))
-    candidates = called = called_before = passed = turned = bar_from = bar_until = calm_until = 0
+    candidates = called = called_before = passed = turned = bar_from = bar_until = 0
+    weighed = 0
+    asked = failed = 0.0
+    share = 1.0
+    fence = gather_from = gather_until = 0
     credit = 0.0
 
     def __post_init__(self) -> None:
@@ -48,14 +62,15 @@ class WaitingRoom:
         self.filled: dict[int, int] = {}
         self.longest_session = 0
 
-    # Time: the room's clock follows by at most three ticks a call; more was a pause, and calm follows it.
+    # Time: the room's clock follows by at most three ticks a call; after more, gateways say what they know.
 
     def _advance(self, time: int) -> None:
         gap = max(0, time - self.stamp)
+        self.stamp, self.clock = time, self.clock + min(gap, 3 * self.tick_length)
         if gap > 3 * self.tick_length:
-            gap = 3 * self.tick_length
-            self.calm_until = max(self.calm_until, self.clock + gap + CALM)
-        self.stamp, self.clock = time, self.clock + gap
+            self.fence += 1
+            self.clock += 1
+            self.gather_from, self.gather_until = self.clock, self.clock + CALM
         self.longest_session = max(self.longest_session, self.session)
         if self.epoch != self.room.epoch:
             self._void()
@@ -70,6 +85,10 @@ class WaitingRoom:
             self.seats,
             self.trials,
             self.ended,
+            self.entered,
+            self.arrivals,
+            self.numbered,
+            self.blocks,
         ):
             everything.clear()
         self.candidates = self.bar_from = self.bar_until = 0
@@ -98,8 +117,17 @@ class WaitingRoom:
         used = max(self.limiters[limiter] - self.clock, 0) / self.interval
         return max(0, math.floor(self.burst - used + 0.000001))
 
-    def _spend(self, limiter: str, people: int) -> None:
+    def _spend_share(self, people: int) -> None:
+        """While the storefront is in trouble each seat costs more of the rate."""
+        self._spend("offer", people / self.share if self.share > 0 else people)
+
+    def _spend(self, limiter: str, people: float) -> None:
         self.limiters[limiter] = round(max(self.limiters[limiter], self.clock) + people * self.interval, 3)
+
+    @property
+    def gathering(self) -> bool:
+        """Whether some gateway may know more than the store: it has ten seconds to say so."""
+        return self.clock < self.gather_until
 
     @property
     def inside(self) -> int:
@@ -107,7 +135,7 @@ class WaitingRoom:
 
     def free_seats(self) -> int:
         """Seats that may be given now."""
-        if self.room.paused or self.room.queue_all or self.clock < self.calm_until:
+        if self.room.paused or self.room.queue_all or self.gathering or self.share <= 0:
             return 0
         return max(0, self.room.total_active_users - self.inside - len(self.offers))
 
@@ -140,12 +168,16 @@ class WaitingRoom:
                 return Answer(Entry.INSIDE, n, until, self.epoch)
             if n in self.offers:
                 return self._claim(n, seat)
-            if n <= self.issued and not self.is_gone(n):
+            if not self.is_gone(n) and not (self.gathering and knock.join):
                 return Answer(Entry.WAIT, n, 0, self.epoch)
+        if self.gathering:
+            return Answer(Entry.LATER if knock.wait else Entry.FULL, 0, 0, self.epoch)
         return self._join(knock) if knock.join else Answer(Entry.ENDED, 0, 0, self.epoch)
 
     def _lease(self, seat: str) -> int:
         self.trials.pop(seat, None)
+        if seat not in self.seats:
+            self.entered[int(seat.split(":")[1])] = self.clock
         self.seats[seat] = self.clock + self.session + SLACK
         return self.clock + self.session
 
@@ -157,6 +189,8 @@ class WaitingRoom:
 
     def _claim(self, n: int, seat: str) -> Answer:
         """An offer becomes a seat, or is kept while too many enter at once."""
+        if self.gathering:
+            return Answer(Entry.MOMENT, n, self.gather_until - self.clock, self.epoch)
         if not self._allowed("enter"):
             self.offers[n] = max(self.offers[n], self.clock + self.claim_window)
             return Answer(Entry.MOMENT, n, math.ceil(self.limiters["enter"] - self.clock), self.epoch)
@@ -190,7 +224,7 @@ class WaitingRoom:
             self.bar_from = self.bar_from or self.issued
             self.bar_until = self.clock + BARRIER
             return Answer(Entry.WAIT, self.issued, 0, self.epoch)
-        self._spend("offer", 1)
+        self._spend_share(1)
         self._spend("enter", 1)
         self.totals["admitted"] += 1
         self.gone.add(self.issued)
@@ -200,10 +234,14 @@ class WaitingRoom:
 
     # The tick: hand in, let end what has ended, call people, take home.
 
-    def tick(
+    def tick(  # noqa: PLR0917 - everything that a gateway hands in
         self,
+        gateway: str,
         time: int,
         epoch: int,
+        vouched: int,
+        arrivals: dict[tuple[str, int], int],
+        origin: tuple[int, int, float],
         seen: Sequence[int] = (),
         here: Sequence[int] = (),
         touched: Sequence[str] = (),
@@ -223,12 +261,52 @@ class WaitingRoom:
             self.held -= set(here)
             spent = [n for n in seen if not self._hear(n)]
             missed = [n for n in seen if n in self.held and n not in spent]
-        if self.clock >= self.calm_until:
+            for key, count in arrivals.items():
+                self.arrivals[key] = max(count, self.arrivals.get(key, 0))
+        self._attend(gateway, vouched)
+        self._weigh(*origin)
+        if not self.gathering:
             self._expire()
         self._admit()
         self._lift_barrier()
+        if not self.gathering:
+            self._number_arrivals()
         self._drop_segments()
         return spent, missed
+
+    def _attend(self, gateway: str, vouched: int) -> None:
+        """Once every gateway that was there has said what it knows, all goes on."""
+        if not self.gathering or vouched == self.fence or gateway not in self.gateways:
+            self.gateways[gateway] = self.clock
+        if not self.gathering:
+            self.gateways = {name: at for name, at in self.gateways.items() if at > self.clock - PRESENT}
+        elif min(self.gateways.values()) >= self.gather_from:
+            self.gather_until = 0
+
+    def _weigh(self, asked: int, failed: int, share: float) -> None:
+        """What the storefront failed counts for some seconds; what follows from it, gateways say."""
+        faded = math.exp(-(self.clock - self.weighed) / 5000)
+        self.weighed = self.clock
+        self.asked = round(self.asked * faded + asked, 3)
+        self.failed = round(self.failed * faded + failed, 3)
+        self.share = round(share, 3)
+
+    def _number_arrivals(self) -> None:
+        """Whoever came while the store was away: numbers in the order of the seconds."""
+        block, first = [], self.issued + 1
+        for gateway, second in sorted(self.arrivals, key=lambda key: (key[1], key[0])):
+            done = self.numbered.get((gateway, second), 0)
+            more = self.arrivals[gateway, second] - done
+            if more > 0:
+                block.append(Block(gateway, second, done, more, self.issued + 1))
+                self.numbered[gateway, second] = done + more
+                self.issued += more
+                self.totals["joined"] += more
+        self.arrivals.clear()
+        if block:
+            self.blocks.append(block)
+            self.bar_from = self.bar_from or first
+            self.bar_until = self.clock + 2 * BARRIER
 
     def _leave(self, seat: str) -> None:
         n = int(seat.split(":")[1])
@@ -248,7 +326,7 @@ class WaitingRoom:
 
     def _hear(self, n: int) -> bool:
         """Note that `n` was heard of; False if it is spent."""
-        if n > self.issued or n // SEGMENT < self.first_segment:
+        if n // SEGMENT < self.first_segment:
             return False
         self.heard[n] = self.period
         return not self.is_gone(n) or n in self.offers
@@ -268,6 +346,7 @@ class WaitingRoom:
             self.totals["lapsed"] += 1
         kept = self.clock - self.longest_session - 2 * SLACK
         self.ended = {seat: when for seat, when in self.ended.items() if when >= kept}
+        self.entered = {n: when for n, when in self.entered.items() if when >= self.clock - TOLD}
 
     def _admit(self) -> None:
         """Call the lowest numbers for whom there are seats; who returns to an old place shares by halves."""
@@ -282,7 +361,7 @@ class WaitingRoom:
         if fresh:
             self.called = max(self.called, regular[fresh - 1])
         if back + fresh:
-            self._spend("offer", back + fresh)
+            self._spend_share(back + fresh)
         self.totals["offered"] += back + fresh
         self.candidates = len(able) - back - fresh
 

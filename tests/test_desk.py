@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from waitingroom.desk import MOST_SEEN, MOST_TOUCHED, SOON, STALE, Desk, HandIn
-from waitingroom.room import LANE, Line, Method, Room, Snapshot, State, Totals
+from waitingroom.desk import MOST_SEEN, MOST_TOUCHED, SOON, STALE, Desk
+from waitingroom.handin import HandIn
+from waitingroom.line import Line
+from waitingroom.room import LANE, Method, Room, Snapshot, State, Totals
 from waitingroom.tickets import Token, Use
 
 ROOM = Room(name="sale", total_active_users=10, session_duration=300.0)
@@ -132,7 +134,7 @@ def test_a_spent_number_has_ended_unless_its_holder_has_just_entered() -> None:
     """Another tab of somebody whose pass is still on its way is not told that all is over."""
     desk = opened(spent=(3,))
     assert desk.poll(ticket(3), NOW, 0.0).state is State.ENDED
-    desk.enter(seat(3))
+    desk.enter(seat(3), trial=False)
     assert desk.poll(ticket(3), NOW, 0.0).state is State.INSIDE
     assert desk.poll(ticket(3, visitor="somebody else"), NOW, 0.0).state is State.ENDED
     desk.leave(seat(3), NOW)
@@ -247,8 +249,8 @@ def test_who_came_a_moment_ago_counts_at_once() -> None:
     """Numbers that the line cannot show yet count as people in front; who entered or left here does not."""
     desk = opened()
     assert [desk.look(number, NOW, 0.0).position for number in (10, 12, 209)] == [8, 10, 207]
-    desk.enter(seat(10))
-    desk.enter(seat(10))
+    desk.enter(seat(10), trial=False)
+    desk.enter(seat(10), trial=False)
     desk.leave(ticket(11), NOW)
     assert desk.look(12, NOW, 0.0).position == 8
     for seconds in (1, 4):

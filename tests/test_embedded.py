@@ -138,6 +138,28 @@ async def test_dies_with_a_killed_gateway(valkey: EmbeddedValkey, tmp_path: Path
     assert gone(pid)
 
 
+async def test_is_started_again_when_it_has_ended(valkey: EmbeddedValkey) -> None:
+    """A store that is killed while its gateway runs is soon back with its data, at the same address."""
+    url = await valkey.start()
+    async with redis.asyncio.from_url(url) as client:
+        await client.set("place", "1")
+        for _ in range(2):
+            before = valkey.pid
+            assert before is not None
+            await client.config_set("appendfsync", "always")
+            await client.set("last", "2")
+            os.kill(before, signal.SIGKILL)
+
+            async def answers(before: int = before) -> bool:
+                try:
+                    return valkey.pid != before and await client.get("last") == b"2"
+                except redis.ConnectionError:
+                    return False
+
+            await eventually(answers, 20)
+        assert await client.get("place") == b"1"
+
+
 async def test_stale_socket_is_replaced(valkey: EmbeddedValkey, tmp_path: Path) -> None:
     """A socket left by a Valkey that was itself killed does not stand in the way."""
     await valkey.start()

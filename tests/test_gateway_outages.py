@@ -43,7 +43,12 @@ async def everybody(inside: Shopper, waiting: Shopper, newcomer: Shopper) -> Non
     ticket = dict(waiting.jar)
     page = await waiting.visit("/goods")
     assert (page.status, page.state, waiting.jar) == (200, "unavailable", ticket)
-    assert ((await newcomer.visit()).state, newcomer.jar) == ("unavailable", {})
+    assert (await newcomer.visit()).state == "unavailable"
+    assert newcomer.token.arrival is not None
+    arrival = dict(newcomer.jar)
+    assert ((await newcomer.visit("/goods")).state, newcomer.jar) == ("unavailable", arrival)
+    told = (await newcomer.poll()).document
+    assert (told["state"], told["position"], newcomer.jar) == ("unavailable", None, arrival)
     app = await newcomer.ask("GET", "/api", accept="application/json")
     assert (app.status, app.document["state"]) == (200, "unavailable")
     assert (await newcomer.ask("POST", "/cart", accept="*/*")).status == 429
@@ -55,11 +60,13 @@ async def goes_on(shop: House, inside: Shopper, waiting: Shopper, newcomer: Shop
     number = waiting.token.number
     told = (await waiting.poll()).document
     assert (told["state"], told["position"], waiting.token.number) == ("waiting", 1, number)
+    for _ in range(3):
+        # Numbers and seats are given again once every gateway has handed in what it kept.
+        await shop.tick()
     assert (await newcomer.visit()).state == "waiting"
     assert newcomer.token.number > number
     await inside.leave()
-    # Seats are given again once every gateway has had time to hand in what it kept.
-    await shop.pass_time(15, waiting=[waiting, newcomer])
+    await shop.pass_time(3, waiting=[waiting, newcomer])
     assert (await newcomer.poll()).document["state"] == "waiting"
     assert (await waiting.visit()).inside
 

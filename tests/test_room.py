@@ -7,24 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waitingroom.room import (
-    BLOCK,
+from waitingroom.forecast import (
     LATEST,
-    SEGMENT,
     SOONEST,
-    Line,
+    estimate_wait,
+    poll_after,
+    seen_number,
+    shown_position,
+    smooth_pace,
+)
+from waitingroom.line import BLOCK, SEGMENT, Line
+from waitingroom.room import (
     Room,
     Snapshot,
     State,
     Totals,
     bypasses,
-    estimate_wait,
-    poll_after,
     protects,
     rank_rooms,
-    seen_number,
-    shown_position,
-    smooth_pace,
 )
 from waitingroom.tickets import seat_of
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from tests.clockwork import OPENING, Clock, Gateway, over_the_rate
-from waitingroom.desk import HandIn
+from waitingroom.handin import HandIn
 from waitingroom.room import Answer, Entry, Knock, Room, Snapshot
 from waitingroom.tickets import seat_of
 

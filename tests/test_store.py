@@ -13,8 +13,9 @@ import pytest
 import redis
 
 from tests.clockwork import EDGE, Clock, Gateway, over_the_rate, seat
-from waitingroom.desk import HandIn
-from waitingroom.room import SEGMENT, Entry, Knock, Method, Room, Snapshot
+from waitingroom.handin import HandIn
+from waitingroom.line import SEGMENT
+from waitingroom.room import Entry, Knock, Method, Room, Snapshot
 from waitingroom.store import ConflictError, Store, StoreUnavailableError, UnknownRoomError
 
 ROOM = Room(name="sale", total_active_users=2, new_users_per_minute=6000)
@@ -603,11 +604,12 @@ async def test_store_says_how_it_is(gateway: Opener) -> None:
 
 
 async def test_nothing_ends_and_nobody_is_called_in_the_calm_after_a_pause(gateway: Opener) -> None:
-    """After the store stood still, nothing ends until gateways had ten seconds to hand in touches."""
+    """After the store stood still, nothing ends until gateways had ten seconds to hand in what they kept."""
     at = await gateway(total_active_users=3, session_duration=60.0)
     inside = await let_in(at, 2)
     waiting = await queue(at, 3)
     assert (await at.pass_time(57, waiting)).offered == 1
+    await gateway()
     at.clock.advance(3_600_000)
     snapshot = await at.tick(waiting)
     assert (snapshot.inside, snapshot.offered, snapshot.calm) == (2, 1, 10_000)
@@ -615,6 +617,21 @@ async def test_nothing_ends_and_nobody_is_called_in_the_calm_after_a_pause(gatew
     assert (await at.knock(inside[0]))[0].entry is Entry.INSIDE
     snapshot = await at.pass_time(3, waiting)
     assert (snapshot.inside, snapshot.totals.expired, snapshot.offered, snapshot.calm) == (1, 1, 2, 0)
+
+
+async def test_calm_is_over_once_every_gateway_has_said_what_it_kept(gateway: Opener) -> None:
+    """Nobody waits for gateways that have all spoken, nor for one that said goodbye or was long gone."""
+    long_gone = await gateway(total_active_users=3)
+    one = await gateway()
+    await one.pass_time(18)
+    other, leaving = await gateway(), await gateway()
+    await leaving.store.tick(leaving.room, leaving.snapshot, HandIn(goodbye=True))
+    one.clock.advance(60_000)
+    assert set((await one.tick()).gateways) == {"gateway-1", "gateway-2"}
+    assert (await one.tick()).calm > 0
+    assert (await other.tick()).calm > 0
+    assert (await other.tick()).calm == 0
+    assert (await long_gone.tick()).calm == 0
 
 
 async def test_clock_that_is_set_back_stops_nothing(gateway: Opener) -> None:
@@ -685,9 +702,12 @@ async def test_store_that_lost_its_state_goes_on_above_every_known_number(gatewa
     await at.tick()
     with redis.Redis.from_url(url) as client:
         client.delete(*(key for key in client.scan_iter("wr:*") if not key.endswith(b":config")))
+    assert (await at.knock(Knock("early")))[0].entry is Entry.LATER
+    await at.tick()
+    assert (await at.tick(touched=[inside])).calm == 0
     (waiting,) = await at.join("newcomer")
     assert waiting.number > inside.number + 10_000
-    snapshot = await at.tick([waiting], touched=[inside])
+    snapshot = await at.tick([waiting])
     assert (snapshot.inside, snapshot.offered) == (1, 0)
 
 

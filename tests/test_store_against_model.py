@@ -19,8 +19,9 @@ from hypothesis.stateful import (
 
 from tests.clockwork import EDGE, OPENING, Clock
 from tests.model import WaitingRoom
-from waitingroom.desk import HandIn
-from waitingroom.room import Answer, Knock, Method, Room, Snapshot
+from waitingroom.arrivals import Arrivals
+from waitingroom.handin import HandIn
+from waitingroom.room import Answer, Arrival, Knock, Method, Room, Snapshot, fair_share
 from waitingroom.store import Store
 from waitingroom.tickets import seat_of
 
@@ -63,6 +64,7 @@ class Gateway:
     room: Room
     snapshot: Snapshot = field(default_factory=Snapshot)
     gathered: HandIn = field(default_factory=HandIn)
+    arrivals: Arrivals = field(default_factory=Arrivals)
 
 
 class Lockstep(RuleBasedStateMachine):
@@ -75,6 +77,7 @@ class Lockstep(RuleBasedStateMachine):
         self.clock, self.runner, self.stores = clock, runner, stores
         self.name = f"r{next(names)}"
         self.tickets: list[Knock] = []
+        self.arrived: list[tuple[Arrival, Knock]] = []
         self.last_call: tuple[str, int, list[Knock], list[Answer]] | None = None
         self.sequence = 0
 
@@ -104,24 +107,53 @@ class Lockstep(RuleBasedStateMachine):
     def tick(self, name: str) -> None:
         gateway, model = self.gateways[name], self.model
         handed, first = gateway.gathered, model.first_segment
+        handed.vouched = gateway.snapshot.fence
+        handed.arrivals, handed.blocks = dict(gateway.arrivals.open), gateway.arrivals.known
+        before = gateway.snapshot
         call = gateway.store.tick(gateway.room, gateway.snapshot, handed)
         spent, missed = model.tick(
+            name,
             self.clock.now,
             gateway.room.epoch,
+            handed.vouched,
+            handed.arrivals,
+            (
+                handed.asked,
+                handed.failed,
+                fair_share(before.asked + handed.asked, before.failed + handed.failed),
+            ),
             sorted(handed.seen),
             sorted(handed.here),
             sorted(handed.touched),
             sorted(handed.left),
         )
-        since = gateway.snapshot.clock - 3000
         gateway.room, gateway.snapshot = self.runner.run(call)
         snapshot = gateway.snapshot
-        visible = {
+        visible = self.visible(before, handed) | {
+            "first": first,
+            "spent": sorted(spent),
+            "missed": sorted(missed),
+        }
+        told = {key: getattr(snapshot, key) for key in visible if key not in {"room", "line"}}
+        told |= {
+            "room": gateway.room,
+            "line": list(snapshot.line.numbers()),
+            "totals": asdict(snapshot.totals),
+            "blocks": [list(block) for block in snapshot.blocks],
+        }
+        told |= {key: sorted(told[key]) for key in ("spent", "missed", "ended", "gateways", "entered")}
+        assert told == visible
+        self.take_numbers(gateway, before)
+
+    def visible(self, before: Snapshot, handed: HandIn) -> dict[str, Any]:
+        """What the next snapshot has to say, as the model has it."""
+        model, since = self.model, before.clock - 3000
+        return {
             "room": model.room,
             "clock": model.clock,
+            "fence": model.fence,
             "epoch": model.epoch,
             "issued": model.issued,
-            "first": first,
             "inside": model.inside,
             "offers": model.offers,
             "offered": len(model.offers),
@@ -130,21 +162,36 @@ class Lockstep(RuleBasedStateMachine):
             "present": len(model.waiting(75_000)),
             "candidates": model.candidates,
             "totals": model.totals,
-            "spent": sorted(spent),
-            "missed": sorted(missed),
             "ended": sorted(seat for seat, when in model.ended.items() if when >= since),
-            "calm": max(0, model.calm_until - model.clock),
+            "entered": sorted(n for n, when in model.entered.items() if when >= since),
+            "gateways": sorted(model.gateways),
+            "calm": max(0, model.gather_until - model.clock),
             "lease_end": None if model.room.disable_session_renewal else model.clock + model.session,
+            "asked": pytest.approx(model.asked, abs=2e-3),
+            "failed": pytest.approx(model.failed, abs=2e-3),
+            "share": model.share,
+            "blocks": [list(block) for block in model.blocks[handed.blocks :]],
             "again": None if model.again() is None else pytest.approx(model.again(), abs=1e-3),
         }
-        told = {key: getattr(snapshot, key) for key in visible if key not in {"room", "line"}}
-        told |= {
-            "room": gateway.room,
-            "line": list(snapshot.line.numbers()),
-            "totals": asdict(snapshot.totals),
-        }
-        told |= {key: sorted(told[key]) for key in ("spent", "missed", "ended")}
-        assert told == visible
+
+    def take_numbers(self, gateway: Gateway, before: Snapshot) -> None:
+        """Whoever came while the store was away has a ticket like all others once their number is known."""
+        if gateway.snapshot.epoch != before.epoch:
+            gateway.arrivals.clear()
+            return
+        gateway.arrivals.absorb(gateway.snapshot.blocks)
+        for arrival, knock in list(self.arrived):
+            if knock.epoch == gateway.room.epoch and (number := gateway.arrivals.number(arrival)) is not None:
+                self.tickets.append(replace(knock, number=number))
+                self.arrived.remove((arrival, knock))
+
+    @rule(gateway=st.sampled_from(GATEWAYS), people=st.integers(1, 4), ago=st.integers(0, 3))
+    def arrive(self, gateway: str, people: int, ago: int) -> None:
+        """Newcomers whom the store could not be asked about."""
+        door = self.gateways[gateway]
+        for index in range(people):
+            arrival = door.arrivals.arrive(gateway, self.clock.now // 1000 - ago)
+            self.arrived.append((arrival, Knock(f"a{len(self.arrived)}.{index}", epoch=door.room.epoch)))
 
     @rule(gateway=st.sampled_from(GATEWAYS), people=st.integers(1, 6))
     def join(self, gateway: str, people: int) -> None:
@@ -199,6 +246,13 @@ class Lockstep(RuleBasedStateMachine):
                 gathered[seat] = None
             else:
                 gathered.add(seat if what == "left" else ticket.number)
+
+    @rule(gateway=st.sampled_from(GATEWAYS), asked=st.integers(1, 12), good=st.integers(0, 12))
+    def storefront_answers(self, gateway: str, asked: int, good: int) -> None:
+        """The storefront serves requests, or fails some."""
+        gathered = self.gateways[gateway].gathered
+        gathered.asked += asked
+        gathered.failed += max(0, asked - good)
 
     @rule(gateway=st.sampled_from(GATEWAYS), answered=st.booleans())
     def exchange(self, gateway: str, answered: bool) -> None:  # noqa: FBT001 - drawn

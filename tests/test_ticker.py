@@ -11,7 +11,7 @@ import redis
 from tests.clockwork import SOURCE
 from tests.conftest import eventually
 from tests.house import ROOM, House, house
-from waitingroom.desk import HandIn
+from waitingroom.handin import HandIn
 from waitingroom.room import Room
 from waitingroom.store import Store, StoreUnavailableError
 from waitingroom.ticker import Ticker

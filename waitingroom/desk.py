@@ -7,9 +7,13 @@ No clock of its own: `now` is monotonic seconds, and the room's clock is judged 
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
-from waitingroom.room import LATEST, SEGMENT, SOONEST, Method, Room, Snapshot, State, Status, seen_number
+from waitingroom.arrivals import Arrivals
+from waitingroom.forecast import LATEST, SOONEST, seen_number
+from waitingroom.handin import MOST_VOUCHED, HandIn, Testimony, Witness
+from waitingroom.line import SEGMENT
+from waitingroom.opening import Opening, rank_of
+from waitingroom.room import Arrival, Method, Room, Snapshot, State, Status
 from waitingroom.tickets import Token, Use
 
 MOST_REMEMBERED = 200_000
@@ -33,28 +37,6 @@ SOON = 15_000
 """Milliseconds; a seat whose pass ends sooner is handed in with the very next tick."""
 
 
-@dataclass(slots=True)
-class HandIn:
-    """What a gateway hands in at a tick: everything since the one before.
-
-    Attributes:
-        seen: numbers that polled; `here` those that said so themselves; `touched` and `left` are seats, the
-            touched ones in the order in which they first were (the values say nothing).
-    """
-
-    seen: set[int] = field(default_factory=set)
-    here: set[int] = field(default_factory=set)
-    touched: dict[str, None] = field(default_factory=dict)
-    left: set[str] = field(default_factory=set)
-
-    def merge(self, other: "HandIn") -> None:
-        """Take back what an unanswered tick had carried."""
-        self.seen |= other.seen
-        self.here |= other.here
-        self.touched = other.touched | self.touched
-        self.left |= other.left
-
-
 class Desk:
     """One room at one gateway.
 
@@ -62,12 +44,21 @@ class Desk:
         room: the configuration in force.
         snapshot: what the last tick brought home.
         hand_in: what the next one will carry.
+        arrivals: people who came while the store was away.
+        epoch_seen: the highest epoch in a verified token.
     """
 
     def __init__(self, room: Room) -> None:
         self.room = room
         self.snapshot = Snapshot(epoch=room.epoch)
         self.hand_in = HandIn()
+        self.arrivals = Arrivals()
+        self.epoch_seen = 0
+        self._highest = 0
+        self._lowest: int | None = None
+        self._witness = Witness()
+        self._opening = Opening()
+        self._trials: dict[str, int] = {}
         self._at = 0.0
         self._longest = room.session_duration
         self._urgent: set[str] = set()
@@ -99,19 +90,58 @@ class Desk:
         """The room's clock in milliseconds, never behind what the store would say now."""
         return self.snapshot.clock + int((now - self._at) * 1000)
 
-    def take(self) -> HandIn:
+    @property
+    def settled(self) -> bool:
+        """Whether the store knows all that this gateway could vouch for."""
+        return self.snapshot.fence == self._witness.vouched
+
+    def take(self, *, goodbye: bool = False) -> HandIn:
         """What there is to hand in; from here on the next one is gathered."""
         taken, self.hand_in = self.hand_in, HandIn()
         while len(taken.seen) > MOST_SEEN:
             self.hand_in.seen.add(taken.seen.pop())
-        most = max(MOST_TOUCHED, len(taken.touched) // 5)
+        most = max(MOST_TOUCHED, len(taken.touched) // 5) if self.settled else MOST_VOUCHED
         if len(taken.touched) > most:
             seats = list(taken.touched)
             now = dict.fromkeys(seats[:most]) | dict.fromkeys(self._urgent & taken.touched.keys())
             self.hand_in.touched = dict.fromkeys(seat for seat in seats[most:] if seat not in now)
             taken.touched = now
         self._urgent.clear()
+        taken.arrivals, taken.blocks = dict(self.arrivals.open), self.arrivals.known
+        taken.highest, taken.lowest, taken.goodbye = self._highest, self._lowest, goodbye
+        self._testify(taken)
         return taken
+
+    def _testify(self, taken: HandIn) -> None:
+        if self.settled:
+            taken.vouched = self.snapshot.fence
+            return
+        seats = {seat: end for seat, end in self._leases.items() if seat not in self._ended}
+        whole = Testimony(
+            leases={seat: end for seat, end in seats.items() if seat not in self._trials},
+            trials={seat: end for seat, end in seats.items() if seat in self._trials},
+            ended=tuple(self._ended),
+            offers=dict(self.snapshot.offers),
+            blocks=tuple(self.arrivals.blocks()),
+        )
+        taken.testimony, last = self._witness.next_part(whole)
+        if last and not self.hand_in.touched:
+            taken.vouched = self.snapshot.fence
+
+    def take_back(self, carried: HandIn) -> None:
+        """The store may not have heard what was handed in: it goes with the next tick."""
+        self.hand_in.merge(carried)
+        self._witness.again()
+
+    def vouch(self, token: Token, *, stands: bool) -> None:
+        """Note what a verified token proves: that its number was issued, and its epoch in force.
+
+        `stands` says that it is a pass whose time is not over.
+        """
+        self.epoch_seen = max(self.epoch_seen, token.epoch)
+        self._highest = max(self._highest, token.number)
+        if stands and token.epoch >= self.room.epoch:
+            self._lowest = token.number if self._lowest is None else min(self._lowest, token.number)
 
     def absorb(self, room: Room, snapshot: Snapshot, handed_in: HandIn, sent: float) -> None:
         """Take home the answer to a tick that was sent at `sent`.
@@ -122,9 +152,30 @@ class Desk:
         if snapshot.epoch != self.snapshot.epoch:
             # What was gathered during the tick speaks of numbers and seats that are void by now.
             self.hand_in = HandIn()
-            for gathered in (self._spent, self._missed, self._ended, self._leases, self._issued):
+            for gathered in (
+                self._spent,
+                self._missed,
+                self._ended,
+                self._leases,
+                self._trials,
+                self._issued,
+            ):
                 gathered.clear()
+            self.arrivals.clear()
+            self._witness.clear()
+            self._lowest = None
+        if snapshot.fence == self.snapshot.fence:
+            self.arrivals.absorb(snapshot.blocks)
+        else:
+            # The store may have lost its list: it is read from the beginning.
+            self.arrivals.known = 0
+            self._witness.again()
+        if handed_in.vouched:
+            self._witness.vouched = handed_in.vouched
+        self._witness.note(snapshot.entered)
+        self._witness.forget(snapshot.first)
         self.room, self.snapshot, self._at = room, snapshot, sent
+        self._opening.clear()
         # A pass may have been given under an earlier, longer session.
         self._longest = max(self._longest, room.session_duration)
         self._remember(self._spent, snapshot.spent)
@@ -134,6 +185,8 @@ class Desk:
         self._ended |= dict.fromkeys(snapshot.ended, snapshot.clock)
         if snapshot.lease_end is not None:
             self._leases |= dict.fromkeys(handed_in.touched, snapshot.lease_end)
+        for seat in self._trials.keys() & handed_in.touched.keys():
+            del self._trials[seat]
         self._settle()
         self._forget(snapshot.clock)
 
@@ -176,6 +229,7 @@ class Desk:
         if clock // 1000 % 16:
             return
         self._leases = {seat: end for seat, end in self._leases.items() if end > clock}
+        self._trials = {seat: end for seat, end in self._trials.items() if end > clock}
         self._ended = {seat: at for seat, at in self._ended.items() if at + 2000 * self._longest > clock}
 
     def stale(self, now: float) -> bool:
@@ -185,12 +239,22 @@ class Desk:
     def holds(self, token: Token, now: float) -> bool:
         """Whether `token`, which is not refused, is a pass for a seat that stands."""
         # The room's clock stands still while the store is silent: nobody inside is put out by that.
-        clock = self.snapshot.clock if self.stale(now) else self.clock(now)
-        return token.use is Use.PASS and token.end > clock
+        stale = self.stale(now)
+        if token.use is Use.PASS:
+            return token.end > (self.snapshot.clock if stale else self.clock(now))
+        return token.use is Use.GUEST and stale and token.end > self.clock(now)
 
     def lived(self, token: Token) -> bool:
         """Whether a pass stood, or its seat did, when the store was last heard of."""
         return max(token.end, self._leases.get(token.seat, 0)) > self.snapshot.clock
+
+    def lets_in(self, token: Token, now: float) -> bool:
+        """Whether the holder of a ticket enters although nobody counts, because the room is set to open."""
+        return self._open_by_itself(now) and self._opening.enter(self.room, rank_of(token), now)
+
+    def _open_by_itself(self, now: float) -> bool:
+        away = now - self._at
+        return self.room.on_store_outage == "open" and STALE < away <= self.room.outage_limit
 
     def refusal(self, token: Token, now: float) -> str | None:
         """Why `token` proves nothing, in one word; None for a kept place, or a seat that may still live.
@@ -204,10 +268,18 @@ class Desk:
         return "expired" if token.use is Use.TICKET and token.end <= self.clock(now) else None
 
     def touch(self, token: Token) -> None:
-        """Somebody inside made a request."""
+        """Somebody inside made a request; of those whom the store has not counted it is told nothing."""
+        if token.use is Use.GUEST:
+            return
         self.hand_in.touched[token.seat] = None
         if token.end < self.snapshot.clock + SOON:
             self._urgent.add(token.seat)
+
+    def weigh(self, *, failed: bool) -> None:
+        """The storefront has answered a request, or failed it."""
+        self.hand_in.asked += 1
+        if failed:
+            self.hand_in.failed += 1
 
     def renewed(self, token: Token) -> int | None:
         """The new end for a pass that is worth signing again, None while the old one will do."""
@@ -231,6 +303,10 @@ class Desk:
     def poll(self, token: Token, now: float, jitter: float, shown: int | None = None) -> Status:
         """What the holder of a ticket is told; that they asked is handed in."""
         number = token.number
+        if self._open_by_itself(now) and self._opening.ask(self.room, rank_of(token), now):
+            return self.say(State.YOUR_TURN)
+        if token.arrival is not None:
+            return self.await_number(now)
         self.hand_in.seen.add(number)
         if number in self._spent:
             # Another tab has entered, and its pass is still on the way.
@@ -242,8 +318,9 @@ class Desk:
 
     def visit(self, token: Token, now: float, jitter: float) -> Status:
         """The same for somebody who came by themselves, which a poll cannot show."""
-        self.hand_in.here.add(token.number)
-        self._missed.discard(token.number)
+        if token.number:
+            self.hand_in.here.add(token.number)
+            self._missed.discard(token.number)
         return self.poll(token, now, jitter)
 
     def look(self, number: int, now: float, jitter: float, shown: int | None = None) -> Status:
@@ -254,10 +331,29 @@ class Desk:
             status.low = status.high = status.until = None
         return status
 
-    def enter(self, token: Token) -> None:
-        """The store has given a seat up to the end of this pass."""
+    def enter(self, token: Token, *, trial: bool) -> None:
+        """The store has given a seat up to the end of this pass; on trial until the cookie has come back."""
         self._leases[token.seat] = token.end
+        if trial:
+            self._trials[token.seat] = token.end
+        else:
+            self._trials.pop(token.seat, None)
         self._over(token.number)
+
+    def arrive(self, gateway: str, now: float, wall: float) -> Arrival:
+        """Somebody has come whom the store cannot number yet.
+
+        Seconds are the store's as well as they can be told without it: `wall` is Unix time for a gateway that
+        has never heard of it.
+        """
+        second = self.snapshot.stamp / 1000 + now - self._at if self.warm else wall
+        return self.arrivals.arrive(gateway, int(second))
+
+    def await_number(self, now: float) -> Status:
+        """What somebody is told who has come, and has no number yet."""
+        if self.stale(now):
+            return self.say(State.UNAVAILABLE, poll_after=STALE)
+        return self.say(State.WAITING)
 
     def say(self, state: State, *, poll_after: float = SOONEST, until: float | None = None) -> Status:
         """A status that does not depend on a number."""

@@ -24,10 +24,11 @@ def status_json(status: Status) -> bytes:
     wait = "null" if low is None or high is None else f'{{"low":{round(low)},"high":{ceil(high)}}}'
     until = "" if status.until is None else f',"until":{int(status.until)}'
     missed = ',"missed":true' if status.missed else ""
+    slowed = ',"slowed":true' if status.slowed else ""
     return (
         f'{{"room":"{status.room}","state":"{status.state.value}","position":{place},"ahead":{ahead},'
         f'"wait":{wait},"poll_after":{status.poll_after:.1f},"message":{_quoted(status.message)},'
-        f'"updated":{round(status.updated)}{until}{missed}}}'
+        f'"updated":{round(status.updated)}{until}{missed}{slowed}}}'
     ).encode()
 
 

@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
 
+import structlog
+
 SOCKET = "valkey.sock"
 LOG = "valkey.log"
 LOCK = "valkey.lock"
@@ -27,7 +29,11 @@ _SOCKET_PATH_LIMIT = 103  # bytes: the smaller of what Linux (107) and macOS (10
 _LOCK_PATIENCE = 3.0  # seconds: a Valkey whose gateway was killed is still writing its last lines
 _START_PATIENCE = 60.0  # seconds: loading an append-only file of some hundred megabytes
 _STOP_PATIENCE = 10.0
+_SOONEST, _LATEST = 0.1, 5.0  # seconds until a Valkey that has ended is started again
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+_log = structlog.get_logger()
 
 
 class EmbeddedError(Exception):
@@ -61,6 +67,7 @@ class EmbeddedValkey:
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
         self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._lock: int | None = None
         self._detour: Path | None = None
 
@@ -81,6 +88,7 @@ class EmbeddedValkey:
             address = self._address()
             await self._launch(self._lock, address)
             await self._ready(address)
+            self._watch = asyncio.create_task(self._keep(self._lock, address))
         except OSError as error:
             await self.stop()
             raise EmbeddedError(
@@ -94,6 +102,10 @@ class EmbeddedValkey:
 
     async def stop(self) -> None:
         """End Valkey, its last writes on disk, and free the folder. Harmless when it does not run."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+            await asyncio.wait([watch])
         process, self._process = self._process, None
         if process is not None:
             await _end(process)
@@ -137,6 +149,23 @@ class EmbeddedValkey:
                 start_new_session=True,  # the terminal's Ctrl-C is for the gateway, which then stops Valkey
                 preexec_fn=_before_exec(os.getpid()),
             )
+
+    async def _keep(self, lock: int, address: Path) -> None:
+        """Start Valkey again whenever it has ended: a sale must not end with its store."""
+        pause = _SOONEST
+        while self._process is not None:
+            started = time.monotonic()
+            code = await self._process.wait()
+            if time.monotonic() - started > _LATEST:
+                pause = _SOONEST
+            _log.error("embedded_store_ended", code=code, again_in=pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LATEST)
+            try:
+                await self._launch(lock, address)
+                await self._ready(address)
+            except (OSError, EmbeddedError) as error:
+                _log.error("embedded_store_unusable", error=str(error))
 
     async def _ready(self, address: Path) -> None:
         deadline = time.monotonic() + _START_PATIENCE

@@ -36,13 +36,13 @@ class Endpoints:
     def _status(self, visit: Visit) -> None:
         """The status document. Asking never joins, and never claims."""
         desk, token = visit.desk, visit.token
-        if desk.off or (token is not None and token.use is Use.PASS):
+        if desk.off or (token is not None and token.use is not Use.TICKET):
             status = desk.say(State.INSIDE)
         elif token is None:
             status = desk.say(State.ENDED, poll_after=60.0)
         else:
             status = desk.poll(token, visit.started, self._jitter(), _shown(visit))
-        self._answers.document(visit, "status_poll", status)
+        self._answers.document(visit, "status_poll", status, visit.given)
 
     def _here(self, visit: Visit) -> None:
         """Somebody says "I am here", or starts anew after their number was spent."""
@@ -53,7 +53,7 @@ class Endpoints:
         anew = query_value(head.target, b"anew") and same_origin(head, visit.client.host)
         if token is None or anew:
             lines += set_cookie(desk.room, visit.client.scheme, "", 0)
-        elif token.use is Use.TICKET:
+        elif token.use is Use.TICKET and token.number:
             desk.visit(token, visit.started, 0.0)
         self._answers.respond(visit, "answered", 303, lines)
 
@@ -66,7 +66,7 @@ class Endpoints:
         if not same_origin(head, visit.client.host):
             self._answers.respond(visit, "refused", 403, PLAIN, b"This must come from a page of this site.\n")
             return
-        if visit.token is not None:
+        if visit.token is not None and visit.token.number:
             visit.desk.leave(visit.token, visit.started)
         status = visit.desk.say(State.ENDED, poll_after=60.0)
         cookie = set_cookie(visit.desk.room, visit.client.scheme, "", 0)

@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from waitingroom.answers import PLAIN, Answers, Visit
+from waitingroom.credentials import Credentials
 from waitingroom.desk import Desk
 from waitingroom.endpoints import Endpoints
 from waitingroom.exchange import Exchange
@@ -24,9 +25,8 @@ from waitingroom.requestlog import Verdict
 from waitingroom.room import Answer, Entry, Knock, Method, State, bypasses, protects, rank_rooms
 from waitingroom.store import Store, StoreUnavailableError, UnknownRoomError
 from waitingroom.telemetry import OriginError, Telemetry
-from waitingroom.tickets import InvalidTokenError, Keyring, Token, Use, cookie_name, cookie_names
+from waitingroom.tickets import Token, Use
 from waitingroom.visit import (
-    cookies,
     host_of,
     kept_by_all,
     query_value,
@@ -37,7 +37,7 @@ from waitingroom.visit import (
 _log = structlog.get_logger()
 
 MOST_REMEMBERED = 16_384
-"""Verified tokens, renewed passes and Host headers, each, whose meaning is remembered."""
+"""Host headers whose meaning is remembered."""
 
 COMMANDS: Final = (b"waiting-room-command", b"cf-waiting-room-command")
 
@@ -61,7 +61,7 @@ class Gateway:
         desks: the rooms by name.
         store: asked only by those who join or claim.
         answers: tells people who are not sent on.
-        keyring: signs and verifies.
+        credentials: what cookies prove, and new ones.
         telemetry: told what the origin does.
         upstream: gives the `Upstream` of an address.
         wall: Unix time.
@@ -73,7 +73,7 @@ class Gateway:
         desks: Mapping[str, Desk],
         store: Store,
         answers: Answers,
-        keyring: Keyring,
+        credentials: Credentials,
         telemetry: Telemetry,
         *,
         upstream: Callable[[str], Upstream[Visit]],
@@ -83,15 +83,14 @@ class Gateway:
         self._desks = desks
         self._store = store
         self._answers = answers
-        self._keyring = keyring
+        self._credentials = credentials
         self._telemetry = telemetry
         self._upstream = upstream
         self._wall = wall
         self._jitter = jitter
-        self._verified: dict[tuple[str, bytes], Token] = {}
         self._routes: dict[bytes, list[Desk]] = {}
         self._strangers = strangers()
-        self._renewals: dict[tuple[str, str, str], tuple[int, bytes]] = {}
+        self._name = next(self._strangers)
         self._loop = asyncio.get_running_loop()
         self._endpoints = Endpoints(answers, wall, jitter)
 
@@ -103,7 +102,7 @@ class Gateway:
             self._answers.nowhere(visit)
             return
         visit.desk = desk
-        self._recognise(visit)
+        self._credentials.recognise(visit)
         if visit.ours is not None:
             self._serve(visit, visit.ours)
         elif visit.token is not None and desk.holds(visit.token, visit.started):
@@ -129,7 +128,11 @@ class Gateway:
         if token is not None and desk.holds(token, visit.started):
             desk.touch(token)
             end = desk.renewed(token)
-            lines = self._reissued(visit) if end is None else self._renewal(visit, token, end)
+            lines = (
+                self._credentials.reissued(visit)
+                if end is None
+                else self._credentials.renewal(visit, token, end)
+            )
             self._answers.respond(visit, "forwarded", 204, lines)
         elif desk.off:
             self._answers.respond(visit, "bypassed", 204, b"")
@@ -167,47 +170,13 @@ class Gateway:
         plain = visit.exchange.head.path.partition(b"?")[0] == visit.path.encode()
         return visit.desk.off or (plain and bypasses(room, visit.path))
 
-    def _recognise(self, visit: Visit) -> None:
-        """Take the token from the room's cookie. One that proves nothing is none, and is counted."""
-        desk = visit.desk
-        known = visit.exchange.head.fields.proofs
-        proofs = known[1] if known is not None and known[0] is desk else self._proofs(visit)
-        for token, name in proofs:
-            reason = desk.refusal(token, visit.started)
-            if reason is None:
-                visit.token, visit.cookie = token, name
-                return
-            self._telemetry.ticket_rejected(reason)
-
-    def _proofs(self, visit: Visit) -> list[tuple[Token, bytes]]:
-        """The tokens of ours among the cookies; remembered unless a false one has to be counted each time."""
-        room, proofs, sound = visit.desk.room.name, [], True
-        for name, value in cookies(visit.exchange.head, cookie_names(room)):
-            try:
-                token = self._verify(room, value)
-            except InvalidTokenError as error:
-                self._telemetry.ticket_rejected(error.reason)
-                sound = False
-            else:
-                proofs.append((token, name))
-        if sound:
-            visit.exchange.head.fields.proofs = visit.desk, proofs
-        return proofs
-
-    def _verify(self, room: str, value: bytes) -> Token:
-        token = self._verified.get((room, value))
-        if token is None:
-            token = self._keyring.verify(value, room)
-            if len(self._verified) >= MOST_REMEMBERED:
-                self._verified.clear()
-            self._verified[room, value] = token
-        return token
-
     def _decide(self, visit: Visit) -> None:
         """Who has no seat that we know of walks in, claims one, or is told to wait."""
         desk, token, form, now = visit.desk, visit.token, visit.form, visit.started
         if token is None:
-            if form in _JOINING or desk.open:
+            if form in _JOINING and desk.arrivals.open:
+                self._arrive(visit)
+            elif form in _JOINING or desk.open:
                 self._knock(visit, Knock(next(self._strangers), wait=form in _JOINING))
             else:
                 self._answers.tell(visit, desk.say(State.WAITING), form)
@@ -216,11 +185,13 @@ class Gateway:
             self._knock_again(visit, token, wait=form in _JOINING)
         elif form not in _JOINING:
             self._answers.tell(visit, desk.poll(token, now, self._jitter()), form)
-        elif desk.called(token.number, now):
+        elif self._opened(visit):
+            pass
+        elif token.arrival is None and desk.called(token.number, now):
             self._knock_again(visit, token, join=False)
         else:
             status = desk.visit(token, now, self._jitter())
-            self._answers.tell(visit, status, form, self._reissued(visit))
+            self._answers.tell(visit, status, form, self._credentials.reissued(visit))
 
     def _knock_again(self, visit: Visit, token: Token, *, join: bool = True, wait: bool = True) -> None:
         self._knock(visit, Knock(token.visitor, token.number, token.epoch, token.lane, join, wait))
@@ -244,11 +215,14 @@ class Gateway:
         if answer.entry in (Entry.INSIDE, Entry.TRIAL):
             self._enter(visit, knock, answer)
             return
-        cookie = self._reissued(visit)
+        if answer.entry is Entry.LATER:
+            self._without_store(visit)
+            return
+        cookie = self._credentials.reissued(visit)
         if answer.entry is Entry.WAIT:
             if visit.token is None or visit.token.use is Use.PASS or answer.number != knock.number:
-                visit.token = self._ticket(visit, knock.visitor, answer)
-                cookie = self._cookie(visit, visit.token)
+                cookie = self._credentials.ticket(visit, knock.visitor, answer)
+            assert visit.token is not None
             told = (self._loop.time(), self._jitter())
             back = answer.number == knock.number
             status = desk.visit(visit.token, *told) if back else desk.look(answer.number, *told)
@@ -263,43 +237,40 @@ class Gateway:
         self._answers.tell(visit, status, visit.form, cookie)
 
     def _enter(self, visit: Visit, knock: Knock, answer: Answer) -> None:
-        """Mint a pass up to the end of the lease that the store has acknowledged, and no further."""
-        visit.token = self._minted(visit, Use.PASS, knock.visitor, answer.number, answer.epoch, answer.until)
-        visit.desk.enter(visit.token)
-        visit.given = self._cookie(visit, visit.token)
+        token = self._credentials.admit(visit, knock.visitor, answer)
+        visit.desk.enter(token, trial=answer.entry is Entry.TRIAL)
         self._forward(visit, "claimed" if knock.number else "forwarded")
 
     def _without_store(self, visit: Visit) -> None:
-        """Whoever was inside stays inside; everybody else is told that nothing is lost."""
+        """Whoever was inside stays inside, places are kept, and of newcomers is noted when they came."""
         desk, token = visit.desk, visit.token
         if token is not None and token.use is Use.PASS and desk.lived(token):
             desk.touch(token)
             self._forward(visit, "forwarded")
+        elif token is not None and token.use is Use.TICKET and token.arrival is None:
+            status = desk.visit(token, self._loop.time(), self._jitter())
+            self._answers.tell(visit, status, visit.form, self._credentials.reissued(visit))
+        elif token is None and visit.form in _JOINING and desk.room.queueing_method is Method.FIFO:
+            self._arrive(visit)
         else:
             self._answers.tell(visit, desk.say(State.UNAVAILABLE, poll_after=5.0), visit.form)
 
-    def _minted(self, visit: Visit, use: Use, visitor: str, number: int, epoch: int, end: int) -> Token:
-        wall = self._wall()
-        lasts = max(0.0, (end - visit.desk.clock(self._loop.time())) / 1000)
-        return Token(use, visit.desk.room.name, visitor, number, epoch, end, int(wall), int(wall + lasts))
+    def _arrive(self, visit: Visit) -> None:
+        """A ticket that says when its holder came: they are numbered in that order when the store is back."""
+        desk, now = visit.desk, self._loop.time()
+        arrival = desk.arrive(self._name, now, self._wall())
+        cookie = self._credentials.arrive(visit, next(self._strangers), arrival)
+        if not self._opened(visit):
+            self._answers.tell(visit, desk.await_number(now), visit.form, cookie)
 
-    def _ticket(self, visit: Visit, visitor: str, answer: Answer) -> Token:
-        end = visit.desk.clock(self._loop.time()) + int(visit.desk.room.hold_for * 1000)
-        return self._minted(visit, Use.TICKET, visitor, answer.number, answer.epoch, end)
-
-    def _cookie(self, visit: Visit, token: Token) -> bytes:
-        # The cookie outlives a pass: past its end the pass still says which lease may be renewed.
-        life = int(visit.desk.room.hold_for)
-        return set_cookie(visit.desk.room, visit.client.scheme, self._keyring.sign(token), life)
-
-    def _reissued(self, visit: Visit) -> bytes:
-        """The same token under today's cookie name, where it came under another: no move loses a place."""
-        token, room = visit.token, visit.desk.room
-        if token is None or visit.cookie.decode() == cookie_name(
-            room.name, visit.client.scheme, room.cookie_domain
-        ):
-            return b""
-        return self._cookie(visit, token)
+    def _opened(self, visit: Visit) -> bool:
+        """Let somebody with a ticket in if it is their turn in a room that opens while the store is away."""
+        desk, token = visit.desk, visit.token
+        if token is None or not desk.lets_in(token, visit.started):
+            return False
+        self._credentials.let_in(visit, token, desk.room.outage_limit)
+        self._forward(visit, "forwarded")
+        return True
 
     def _forward(self, visit: Visit, verdict: Verdict) -> None:
         visit.verdict = verdict
@@ -323,7 +294,9 @@ class Gateway:
         if shared:
             return b""
         end = desk.renewed(token)
-        return self._reissued(case) if end is None else self._renewal(case, token, end)
+        return (
+            self._credentials.reissued(case) if end is None else self._credentials.renewal(case, token, end)
+        )
 
     def failed(self, case: Visit, status: int, reason: str) -> None:
         """Answer where the origin did not."""
@@ -337,23 +310,15 @@ class Gateway:
         if latency is not None:
             self._telemetry.origin(room, latency)
         kind = _FAILURES.get(failure) if failure else None
+        bad = kind is not None or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        late = latency is not None and latency > case.desk.room.slow_after
+        case.desk.weigh(failed=bad or late)
         if kind is not None:
             self._telemetry.origin_failed(room, kind)
             verdict = "error"
         elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self._telemetry.origin_failed(room, "answer")
         self._answers.note(case, verdict, status, sent, latency)
-
-    def _renewal(self, visit: Visit, token: Token, end: int) -> bytes:
-        """A pass up to `end`; the one that requests made at the same time were given will do as well."""
-        key = (token.room, token.seat, visit.client.scheme)
-        given = self._renewals.get(key)
-        if given is None or visit.desk.outgrown(given[0], end):
-            renewed = self._minted(visit, Use.PASS, token.visitor, token.number, token.epoch, end)
-            if len(self._renewals) >= MOST_REMEMBERED:
-                self._renewals.clear()
-            given = self._renewals[key] = (end, self._cookie(visit, renewed))
-        return given[1]
 
 
 def _revokes(head: ResponseHead) -> bool:

@@ -82,7 +82,7 @@ def negotiate(
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-_POLLED = frozenset(State) | {"missed"}
+_POLLED = frozenset(State) | {"missed", "slowed"}
 _CLIENT_TEXTS = (
     *("ahead", "next", "offline", "wait_unknown", "wait_soon", "wait_minutes", "wait_hours"),
     *("wait_upto_minutes", "wait_upto_hours", "held_minutes", "held_seconds"),
@@ -174,7 +174,9 @@ class Pages:
             self.update(room)
             look = self._looks[room.name]
         language = locales.choose(languages, self._languages)
-        state = "missed" if status.missed and status.state is State.WAITING else status.state.value
+        state = status.state.value
+        if status.state is State.WAITING and (status.missed or status.slowed):
+            state = "missed" if status.missed else "slowed"
         template = self._template(look, language, state)
         values = _values(status, language)
         values.update(shop=_html(host), again=_html(again), refresh=_refresh(values["retry"], target))
@@ -235,7 +237,9 @@ class Pages:
         )
         headers = _headers(language.tag, style, self._script)
         if polled:
-            headers += ((b"Waiting-Room", (State.WAITING if state == "missed" else state).encode()),)
+            headers += (
+                (b"Waiting-Room", (State.WAITING if state in {"missed", "slowed"} else state).encode()),
+            )
         return _Template(Stencil(html), headers)
 
 

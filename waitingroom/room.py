@@ -5,22 +5,15 @@ that has to be decided about rooms and numbers (which room, where in the line, h
 again) is a function here whose arguments are all it depends on.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
+
+from waitingroom.line import Line
 
 LANE = "main"
 """The one lane of a room for now; keys, types and scripts already speak of several."""
-
-SEGMENT = 1 << 20
-"""Ticket numbers in one bitmap segment."""
-BLOCK = 4096
-"""Numbers in a block of a line, whose people are counted once a snapshot."""
-
-SOONEST, LATEST = 2.0, 60.0
-"""Bounds of `poll_after` in seconds; a hidden tab gets about one timer a minute."""
 
 
 class Method(StrEnum):
@@ -92,6 +85,27 @@ class Room:
     queue_all: bool = setting(False, "Let nobody new enter; everybody queues.")
     suspended: bool = setting(False, "Switch the room off: everybody enters, nobody is counted.")
     paused: bool = setting(False, "Stop calling people; the page says that the queue is paused.")
+    on_store_outage: str = setting(
+        "hold",
+        "While the store is away: hold lets nobody new in, open lets a part of the rate in, uncounted.",
+        choices=("hold", "open"),
+    )
+    outage_share: float = setting(
+        0.25, "With open: share of new_users_per_minute that each gateway lets in.", gt=0, le=1
+    )
+    outage_limit: float = setting(
+        300.0,
+        "With open: how long an outage may last until nobody new is let in.",
+        duration=True,
+        ge=10,
+        le=3600,
+    )
+    slow_after: float = setting(
+        5.0,
+        "An answer of the storefront that takes longer counts as failed: while many fail, fewer are let in.",
+        duration=True,
+        ge=0.1,
+    )
     bypass_paths: tuple[str, ...] = setting((), "Path prefixes that never wait: payment returns, webhooks.")
     cookie_domain: str = setting("", "Domain of the cookie, for a room over several hosts.")
     cookie_samesite: str = setting(
@@ -122,6 +136,7 @@ class Status:
         updated: Unix time of the answer, set by whoever sends it.
         until: seconds left to take up the seat, in state `your_turn`.
         missed: whether an earlier turn was missed, so that the visitor has to say "I am here".
+        slowed: whether fewer people than usual go in, because the storefront is in trouble.
     """
 
     room: str
@@ -134,6 +149,7 @@ class Status:
     updated: float = 0.0
     until: float | None = None
     missed: bool = False
+    slowed: bool = False
 
     @property
     def ahead(self) -> int | None:
@@ -150,6 +166,7 @@ class Entry(StrEnum):
     MOMENT = "moment"
     ENDED = "ended"
     FULL = "full"
+    LATER = "later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,62 +202,22 @@ class Answer:
     epoch: int = 1
 
 
-class Line:
-    """The waiting bits of a room: who waits, by number, and how many people are in front of whom."""
+class Arrival(NamedTuple):
+    """When somebody came while the store was away: the gateway, the second, and how many were before."""
 
-    __slots__ = ("_first", "_prefix", "_segments", "waiting")
+    gateway: str
+    second: int
+    place: int
 
-    def __init__(self, first: int = 0, segments: Sequence[bytes] = ()) -> None:
-        """Take over bitmaps of consecutive segments, `first` being the number of the lowest."""
-        self._first = first
-        self._segments = tuple(segments)
-        self._prefix: list[list[int]] = []
-        before = 0
-        for bits in self._segments:
-            blocks = (bits[at : at + BLOCK // 8] for at in range(0, len(bits), BLOCK // 8))
-            counts = (int.from_bytes(block).bit_count() for block in blocks)
-            self._prefix.append(list(accumulate(counts, initial=before)))
-            before = self._prefix[-1][-1]
-        self.waiting = before
 
-    def ahead(self, number: int) -> int:
-        """How many people wait with a number lower than `number`: exact, in constant time."""
-        segment, offset = divmod(number, SEGMENT)
-        index = segment - self._first
-        if index < 0:
-            return 0
-        if index >= len(self._segments):
-            return self.waiting
-        bits, prefix = self._segments[index], self._prefix[index]
-        block = offset // BLOCK
-        if block >= len(prefix) - 1:
-            return prefix[-1]
-        part = bits[block * BLOCK // 8 : offset // 8 + 1]
-        spare = 8 * len(part) - offset % BLOCK
-        return prefix[block] + (int.from_bytes(part) >> max(0, spare)).bit_count()
+class Block(NamedTuple):
+    """Numbers given to arrivals of a second at a gateway: from place `first` on, `size` from `number` on."""
 
-    def __contains__(self, number: int) -> bool:
-        segment, offset = divmod(number, SEGMENT)
-        index = segment - self._first
-        if not 0 <= index < len(self._segments):
-            return False
-        bits = self._segments[index]
-        return offset // 8 < len(bits) and bool(bits[offset // 8] & 128 >> offset % 8)
-
-    @property
-    def front(self) -> int | None:
-        """The lowest waiting number, None if nobody waits."""
-        return next(iter(self.numbers()), None)
-
-    def numbers(self) -> Iterator[int]:
-        """Every waiting number, lowest first."""
-        for index, bits in enumerate(self._segments):
-            base = (self._first + index) * SEGMENT
-            prefix = self._prefix[index]
-            for block in (at for at in range(len(prefix) - 1) if prefix[at] < prefix[at + 1]):
-                for at in range(block * BLOCK // 8, min(len(bits), (block + 1) * BLOCK // 8)):
-                    byte = bits[at]
-                    yield from (base + at * 8 + bit for bit in range(8) if byte and byte & 128 >> bit)
+    gateway: str
+    second: int
+    first: int
+    size: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,19 +239,27 @@ class Snapshot:
     """A room as the last tick found it.
 
     Attributes:
-        clock: the room's clock in milliseconds.
+        clock: the room's clock in milliseconds; `stamp` is the store's, in Unix time.
+        fence: raised whenever gateways had to say what they know; it never goes back.
         inside: seats taken, trial seats among them; `offered` seats are held besides.
         waiting: people heard of within the presence window; `present`: within the last 75 seconds.
         offers: offered number to its deadline on the room's clock.
         spent, missed: numbers among those handed in that are gone, and that missed their turn.
         ended: seats given back lately, for which no pass counts.
+        entered: numbers that lately became somebody's inside.
+        gateways: names of those that tick.
+        blocks: numbers given to arrivals, as far as they were not known.
         lease_end: end of every lease touched in this tick; None where requests do not prolong a lease.
         again: milliseconds until the limiter would let more people in; None if that is not why they wait.
         calm: milliseconds for which nobody is called after a pause of the store.
+        asked, failed: requests to the storefront in the last seconds, fading, and how many of them it failed.
+        share: the part of the rate at which people are let in, on account of that.
         pace: offers a second, smoothed over about a minute; None before the first tick.
     """
 
     clock: int = 0
+    stamp: int = 0
+    fence: int = 0
     epoch: int = 0
     issued: int = 0
     first: int = 0
@@ -292,8 +277,14 @@ class Snapshot:
     spent: tuple[int, ...] = ()
     missed: tuple[int, ...] = ()
     ended: tuple[str, ...] = ()
+    entered: tuple[int, ...] = ()
+    gateways: tuple[str, ...] = ()
+    blocks: tuple[tuple[Block, ...], ...] = ()
     again: float | None = None
     calm: int = 0
+    asked: float = 0.0
+    failed: float = 0.0
+    share: float = 1.0
     pace: float | None = None
 
     def __repr__(self) -> str:
@@ -301,6 +292,25 @@ class Snapshot:
             f"<{self.inside} inside, {self.offered} offered, {self.waiting} waiting, {self.present} present, "
             f"issued {self.issued}, epoch {self.epoch}>"
         )
+
+
+TOO_FEW = 5.0
+"""Requests that say too little about the storefront by themselves."""
+
+
+def fair_share(asked: float, failed: float) -> float:
+    """The part of the rate that a storefront in trouble can be asked to bear, from 0 to 1.
+
+    Nobody is let in while half of its answers are bad. Once it has not been asked for a while, it is tried
+    with a twentieth until it proves itself.
+
+    Args:
+        asked: requests in the last seconds.
+        failed: those that were not answered, or with an error of the server, or too late.
+    """
+    if asked < TOO_FEW:
+        return 1.0 if failed < 1 else 0.05
+    return min(1.0, max(0.0, (0.5 - failed / asked) / 0.45))
 
 
 def rank_rooms(rooms: Iterable[Room], host: str) -> list[Room]:
@@ -322,78 +332,3 @@ def protects(room: Room, path: str) -> bool:
 def bypasses(room: Room, path: str) -> bool:
     """Whether `path` is one that never waits, such as a payment's return."""
     return any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in room.bypass_paths)
-
-
-def smooth_pace(room: Room, before: Snapshot, after: Snapshot, span: float = 60.0) -> float:
-    """Offers a second, as an exponential average over about `span` seconds of the room's clock.
-
-    It begins with what Little's law says of a full room whose seats turn over once a session, and time in
-    which nobody waited leaves it alone: that says nothing about how fast people are called.
-    """
-    slowest = min(room.new_users_per_minute / 60, room.total_active_users / room.session_duration)
-    known = slowest if before.pace is None else before.pace
-    seconds = (after.clock - before.clock) / 1000
-    if (
-        not before.clock
-        or seconds <= 0
-        or before.epoch != after.epoch
-        or not (before.waiting or after.waiting)
-    ):
-        return known
-    seen = (after.totals.offered - before.totals.offered) / seconds
-    return known + min(1.0, seconds / span) * (seen - known)
-
-
-def estimate_wait(room: Room, pace: float | None, ahead: int) -> tuple[float, float] | None:
-    """Shortest and longest honest wait in seconds for somebody with `ahead` people in front, None if unknown.
-
-    Nobody can be called faster than the room's rate; the pace of the last minute says how fast they are. The
-    range is wide on purpose: what it covers is measured.
-    """
-    if room.paused or room.queue_all or pace is None or pace <= 0:
-        return None
-    fastest = (ahead + 1) * 60 / room.new_users_per_minute
-    usual = (ahead + 1) / pace
-    return max(fastest, 0.6 * usual), max(fastest, 1.6 * usual) + SOONEST
-
-
-def poll_after(low: float | None, ahead: int, jitter: float) -> float:
-    """Seconds until asking again is of use: seldom far back, often near the front.
-
-    Whoever is near the front asks often, however slowly people are called: a seat that comes free is theirs.
-
-    Args:
-        low: shortest expected wait in seconds, None if unknown.
-        ahead: people in front.
-        jitter: a random number in [0, 1), so that visitors do not ask in step.
-    """
-    near = SOONEST + ahead / 5
-    seldom = near if low is None else min(near, low / 5)
-    return max(SOONEST, min(LATEST, seldom) * (1 - 0.25 * jitter))
-
-
-def shown_position(true: int, shown: int | None) -> int:
-    """The position that a page shows: never more than it has shown before."""
-    return true if shown is None or shown < 1 else min(true, shown)
-
-
-def seen_number(
-    snapshot: Snapshot, number: int, jitter: float, room: Room, shown: int | None = None, unheard: int = 0
-) -> Status:
-    """What the holder of a waiting `number` is told; the line does not show `unheard` more in front."""
-    deadline = snapshot.offers.get(number)
-    if deadline is not None:
-        left = max(0.0, (deadline - snapshot.clock) / 1000)
-        return Status(room.name, State.YOUR_TURN, poll_after=SOONEST, until=left, message=room.message)
-    ahead = snapshot.line.ahead(number) + unheard
-    wait = estimate_wait(room, snapshot.pace, ahead)
-    low, high = wait or (None, None)
-    return Status(
-        room.name,
-        State.PAUSED if room.paused else State.WAITING,
-        position=shown_position(ahead + 1, shown),
-        low=low,
-        high=high,
-        poll_after=poll_after(low, ahead, jitter),
-        message=room.message,
-    )

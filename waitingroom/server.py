@@ -17,6 +17,7 @@ from aiohttp import web
 from waitingroom.admin import application
 from waitingroom.answers import Answers, Visit
 from waitingroom.config import ConfigError, Settings, differences
+from waitingroom.credentials import Credentials
 from waitingroom.desk import Desk
 from waitingroom.embedded import EmbeddedValkey
 from waitingroom.gateway import Gateway
@@ -110,7 +111,7 @@ class Server:
             self._desks,
             self._store,
             Answers(self._pages, self._telemetry, time.time),
-            keyring,
+            Credentials(keyring, self._telemetry, time.time),
             self._telemetry,
             upstream=self._upstream,
             wall=time.time,
@@ -184,7 +185,7 @@ class Server:
             self._ticking.cancel()
             await asyncio.wait([self._ticking])
             for desk in self._desks.values():
-                await self._ticker.attempt(desk)
+                await self._ticker.attempt(desk, goodbye=True)
 
         self._stack.push_async_callback(end)
 

@@ -1,30 +1,15 @@
-"""Every key and every call of the store; redis-py is known nowhere else.
+"""Every call of the store; redis-py is known nowhere else. `scripts` says which keys there are.
 
-A room's keys share the hash tag `{room}`, so a script stays in one slot of a cluster:
-
-    config                 the room as JSON, with a version; the only key without a TTL
-    state                  hash: the room's clock, epoch, highest number issued, limiters, totals
-    seen:<segment>:<slot>  bitmap by number: heard of in one 15-second period; slots form a ring
-    gone:<segment>         bitmap by number: offered, inside or finished
-    held:<segment>         bitmap by number: missed a turn, and has to say "I am here"
-    offers                 sorted set: lane:number -> deadline
-    active, trial          sorted sets: lane:number:visitor -> end of the lease (full, first)
-    ended                  sorted set: leases given back -> when; passes for them are refused
-    answers:<gateway>      hash: the last answers to a gateway, so that a repeated call changes nothing
-    audit                  stream: who changed the configuration, and why
-
-Each change of state is one Lua script under `lua/`; `room.lua` states what they share.
+Calls that a shopper waits for have `timeout` seconds and are never repeated; a store that has failed one is
+not asked again until a tick has found it well. All others have `PATIENCE`.
 """
 
 import asyncio
 import json
-import sys
 import time
-from array import array
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha1
-from importlib import resources
 from typing import Any, TypeVar, cast
 
 import redis.asyncio as redis
@@ -33,12 +18,23 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from waitingroom.config import dump_room, load_room
-from waitingroom.desk import HandIn
-from waitingroom.room import LANE, SEGMENT, Answer, Entry, Knock, Line, Room, Snapshot, Totals, smooth_pace
+from waitingroom.handin import HandIn
+from waitingroom.room import Answer, Knock, Room, Snapshot
+from waitingroom.scripts import (
+    PARTS,
+    answers_of,
+    key_of,
+    keys_of,
+    knocks_told,
+    script_source,
+    snapshot_of,
+    tick_told,
+)
 
 T = TypeVar("T")
-RING = 64
-"""Slots of the `seen` ring; 15 seconds each cover the longest presence window."""
+
+PATIENCE = 2.0
+"""Seconds that a call may take for which no shopper waits."""
 
 MOST_KNOCKS = 2000
 """Visitors in one call of `enter`; what is over waits for the next."""
@@ -75,14 +71,6 @@ class Change:
     at: float
 
 
-def script_source(name: str, clock: str | None = None) -> str:
-    """The Lua source of one state change with what it shares; `clock` replaces the store's own clock."""
-    folder = resources.files("waitingroom") / "lua"
-    parts = [clock or (folder / "clock.lua").read_text()]
-    parts += [(folder / f"{part}.lua").read_text() for part in ("room", name)]
-    return "\n".join(parts)
-
-
 class Store:
     """The state of all rooms, shared by all gateways. Every call is one script, and safe to repeat.
 
@@ -90,7 +78,7 @@ class Store:
         url: as redis-py takes it: redis://, rediss:// or unix://.
         gateway: a name that no other gateway has at the same time.
         tick: seconds between two ticks of one gateway; the burst of the limiter.
-        timeout: seconds after which a call has failed.
+        timeout: seconds after which a call has failed that a shopper waits for.
         clock: Lua source to put in place of the store's clock, for tests.
     """
 
@@ -104,17 +92,19 @@ class Store:
         clock: str | None = None,
         observer: Observer | None = None,
     ) -> None:
+        self._timeout = timeout
+        self._patience = max(PATIENCE, timeout)
         self._client = redis.Redis.from_url(
             url,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
+            socket_timeout=self._patience,
+            socket_connect_timeout=self._patience,
             retry=Retry(NoBackoff(), 0),
             health_check_interval=0,
             max_connections=64,
         )
         self._gateway = gateway
         self._tick = round(tick * 1000)
-        sources = {name: script_source(name, clock) for name in ("enter", "tick", "configure")}
+        sources = {name: script_source(name, clock) for name in PARTS}
         self._scripts = {
             name: (sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
             for name, text in sources.items()
@@ -123,7 +113,8 @@ class Store:
         self._sequence = time.time_ns() // 1_000_000
         self._segments: dict[str, tuple[int, int]] = {}
         self._doors: dict[str, _Door] = {}
-        self._known: dict[str, dict[str, int]] = {}
+        self._known: dict[str, dict[str, Any]] = {}
+        self._failing: set[str] = set()
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -146,7 +137,8 @@ class Store:
     async def seed(self, room: Room) -> Room:
         """Create `room` if the store does not know it, and return it as the store has it."""
         text = dump_room(replace(room, version=1))
-        reply = await self._run("configure", room.name, {"version": 0, "config": text, "seed": True})
+        header = {"version": 0, "config": text, "seed": True, "known": self._known.get(room.name, {})}
+        reply = await self._run("configure", room.name, header)
         return load_room(reply[1])
 
     async def load(self, name: str) -> Room:
@@ -156,7 +148,7 @@ class Store:
             UnknownRoomError: if the store does not have it.
             StoreUnavailableError: if the store does not answer.
         """
-        text = await self._guard("load", self._client.get(_key(name, "config")))
+        text = await self._guard("load", self._client.get(key_of(name, "config")))
         if text is None:
             raise UnknownRoomError(name)
         return load_room(text)
@@ -189,38 +181,53 @@ class Store:
 
     async def audit(self, name: str, most: int = 100) -> list[Change]:
         """The last changes of a room, newest first."""
-        entries = await self._guard("audit", self._client.xrevrange(_key(name, "audit"), count=most))
+        entries = await self._guard("audit", self._client.xrevrange(key_of(name, "audit"), count=most))
         found = cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)
         return [Change(room=name, **json.loads(fields[b"entry"])) for _, fields in found]
 
     def knock(self, room: str, knock: Knock) -> "asyncio.Future[Answer]":
         """Let somebody knock. All who do in the same turn of the event loop share one call.
 
-        The future raises `StoreUnavailableError` if the store does not answer, and `UnknownRoomError` if it
-        does not have the room.
+        The future raises `StoreUnavailableError` if the store does not answer within `timeout`, at once if it
+        is known not to, and `UnknownRoomError` if it does not have the room.
         """
+        if room in self._failing:
+            refused: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            refused.set_exception(StoreUnavailableError(f"room {room}: the store failed the last call"))
+            return refused
         door = self._doors.get(room)
         if door is None:
-            door = self._doors[room] = _Door(room, self)
+            door = self._doors[room] = _Door(room, self, self._timeout)
         return door.knock(knock)
 
-    async def enter(self, room: str, knocks: Sequence[Knock], sequence: int | None = None) -> list[Answer]:
+    async def enter(
+        self, room: str, knocks: Sequence[Knock], sequence: int | None = None, within: float | None = None
+    ) -> list[Answer]:
         """One call of the door for all of `knocks`; repeating a `sequence` repeats its answers.
 
+        Args:
+            room: where they knock.
+            knocks: who does.
+            sequence: a number of this call, new unless it is repeated.
+            within: seconds for it, else the store's time-out.
+
         Raises:
-            StoreUnavailableError: if the store does not answer.
+            StoreUnavailableError: if the store does not answer; until a tick succeeds nobody else asks it.
             UnknownRoomError: if the store does not have the room.
         """
         if sequence is None:
             self._sequence += 1
             sequence = self._sequence
-        known = self._known.get(room, {})
-        told = [[k.visitor, k.number, k.epoch, k.lane, k.join, k.wait] for k in knocks]
-        header = {"sequence": sequence, "known": known, "knocks": told}
-        reply = await self._run("enter", room, header)
-        answer = json.loads(reply[1])
-        self._learn(room, issued=answer["issued"])
-        return [_answer(raw, answer["epoch"]) for raw in answer["answers"]]
+        known = self._vouched(room, max((knock.number for knock in knocks), default=0))
+        header = {"sequence": sequence, "known": known, "knocks": knocks_told(knocks)}
+        try:
+            reply = await self._run("enter", room, header, within=within or self._timeout)
+        except StoreUnavailableError:
+            self._failing.add(room)
+            raise
+        issued, answers = answers_of(reply[1])
+        self._learn(room, issued=issued)
+        return answers
 
     async def tick(self, room: Room, before: Snapshot, hand_in: HandIn) -> tuple[Room, Snapshot]:
         """Hand in, admit, take home: the room as configured now, and the new snapshot.
@@ -229,42 +236,66 @@ class Store:
             StoreUnavailableError: if the store does not answer; nothing handed in is known to have arrived.
             UnknownRoomError: if the store does not have the room (any more).
         """
-        parts, payload = _pack(hand_in.seen)
-        header = {
-            "epoch": room.epoch,
-            "version": room.version,
-            "known": self._known.get(room.name, {}),
-            "digest": before.digest,
-            # Whatever ended at the very moment of the last tick may have come after it.
-            "ended_since": before.clock - 3 * self._tick,
-            "touched": list(hand_in.touched),
-            "left": list(hand_in.left),
-            "here": list(hand_in.here),
-            "seen": parts,
-        }
-        reply = await self._run("tick", room.name, header, payload)
+        name = room.name
+        header, payload = tick_told(room, before, hand_in, self._tick)
+        header["known"] = self._vouched(name, max(hand_in.highest, max(hand_in.seen, default=0)))
+        started = time.perf_counter()
+        try:
+            reply = await self._run("tick", name, header, payload)
+        except StoreUnavailableError:
+            self._failing.add(name)
+            raise
+        seconds = time.perf_counter() - started
         now = load_room(reply[2]) if reply[2] else room
-        after = _snapshot(now, json.loads(reply[1]), reply[3], before)
-        self._learn(room.name, issued=after.issued, inside=after.inside, clock=after.clock)
+        after = snapshot_of(now, reply[1], reply[3], before)
+        self._learn(
+            name,
+            issued=after.issued,
+            inside=after.inside,
+            clock=after.clock,
+            fence=after.fence,
+            gateways=after.gateways,
+        )
+        # A store that answers, but too slowly for somebody who waits for it, is for ticks alone.
+        if seconds > self._timeout:
+            self._failing.add(name)
+        else:
+            self._failing.discard(name)
         return now, after
 
-    def _learn(self, room: str, *, issued: int, **told: int) -> None:
+    def _vouched(self, room: str, number: int) -> dict[str, Any]:
+        """What this gateway knows of the room; a number in a verified token has been issued."""
+        known = self._known.get(room, {})
+        return known if number <= known.get("issued", 0) else known | {"issued": number}
+
+    def _learn(self, room: str, *, issued: int, **told: Any) -> None:
         """Keep what vouches for the room if the store loses it; answers may arrive out of order."""
         known = self._known.setdefault(room, {})
         known |= told | {"issued": max(issued, known.get("issued", 0))}
 
     async def _run(
-        self, script: str, room: str, header: dict[str, Any], payload: Iterable[bytes] = ()
+        self,
+        script: str,
+        room: str,
+        header: dict[str, Any],
+        payload: Iterable[bytes] = (),
+        within: float | None = None,
     ) -> list[Any]:
         """Run a script with the keys of the live segments; the store says so if these are others."""
-        header |= {"tick": self._tick}
+        header |= {"tick": self._tick, "gateway": self._gateway}
+        limit = asyncio.get_running_loop().time() + (within or self._patience)
         for _ in range(3):
             first, last = self._segments.get(room, (0, 0))
             text = json.dumps(header | {"first": first, "last": last})
-            keys = _keys(room, self._gateway, first, last)
-            reply = await self._guard(script, self._evaluate(script, keys, [text, *payload]))
+            keys = keys_of(room, self._gateway, first, last)
+            reply = await self._guard(script, self._evaluate(script, keys, [text, *payload]), limit)
             if reply[0] == b"missing":
                 raise UnknownRoomError(room)
+            if reply[0] == b"outdated":
+                await self._client.connection_pool.disconnect(inuse_connections=False)
+                raise StoreUnavailableError(
+                    f"room {room}: this server has an old state, another took its place"
+                )
             if reply[0] != b"segments":
                 return reply
             self._segments[room] = (int(reply[1]), int(reply[2]))
@@ -277,123 +308,69 @@ class Store:
         except NoScriptError:
             return cast("list[Any]", await self._client.eval(text, len(keys), *keys, *args))
 
-    async def _guard(self, call: str, awaitable: Awaitable[T]) -> T:
+    async def _guard(self, call: str, awaitable: Awaitable[T], limit: float | None = None) -> T:
+        """The answer to a call, by `limit` on the event loop's clock."""
         started = time.perf_counter()
         outcome = "error"
+        if limit is None:
+            limit = asyncio.get_running_loop().time() + self._patience
         try:
-            result = await awaitable
+            async with asyncio.timeout_at(limit):
+                result = await awaitable
             outcome = "ok"
         except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailableError(f"{call}: {error or type(error).__name__}") from error
+            raise StoreUnavailableError(f"{call}: {str(error) or type(error).__name__}") from error
         finally:
             self._observe(call, time.perf_counter() - started, outcome)
         return result
 
 
 class _Door:
-    """Gathers those who knock in one turn of the event loop into one call."""
+    """Gathers those who knock in one turn of the event loop into one call, and answers within `patience`."""
 
-    def __init__(self, room: str, store: Store) -> None:
+    def __init__(self, room: str, store: Store, patience: float) -> None:
         self._room = room
         self._store = store
-        self._waiting: list[tuple[Knock, asyncio.Future[Answer]]] = []
+        self._patience = patience
+        self._waiting: list[tuple[float, Knock, asyncio.Future[Answer]]] = []
         self._task: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
 
     def knock(self, knock: Knock) -> "asyncio.Future[Answer]":
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append((knock, future))
+        future = self._loop.create_future()
+        self._waiting.append((self._loop.time(), knock, future))
         if self._task is None:
             self._task = asyncio.create_task(self._open())
         return future
 
     async def _open(self) -> None:
         # The task starts after everything else of this turn, so that all who knocked in it are there. Whoever
-        # knocks while a call is under way shares the next one.
+        # knocks while a call is under way shares the next one; if that call fails, they need not try.
         try:
             while self._waiting:
                 now, self._waiting = self._waiting[:MOST_KNOCKS], self._waiting[MOST_KNOCKS:]
-                await self._call(now)
+                failure = await self._call(now)
+                if isinstance(failure, StoreUnavailableError):
+                    now, self._waiting = self._waiting, []
+                    _refuse(now, failure)
         finally:
             self._task = None
 
-    async def _call(self, now: "list[tuple[Knock, asyncio.Future[Answer]]]") -> None:
+    async def _call(self, now: "list[tuple[float, Knock, asyncio.Future[Answer]]]") -> Exception | None:
+        left = now[0][0] + self._patience - self._loop.time()
         try:
-            answers = await self._store.enter(self._room, [knock for knock, _ in now])
+            knocks = [knock for _, knock, _ in now]
+            answers = await self._store.enter(self._room, knocks, within=max(left, 0.001))
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait for an answer must hear of it
-            for _, future in now:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        for (_, future), answer in zip(now, answers, strict=True):
+            _refuse(now, error)
+            return error
+        for (_, _, future), answer in zip(now, answers, strict=True):
             if not future.done():
                 future.set_result(answer)
+        return None
 
 
-def _key(room: str, what: str) -> str:
-    return f"wr:{{{room}}}:{what}"
-
-
-def _keys(room: str, gateway: str, first: int, last: int) -> list[str]:
-    """The keys of a script call, in the order that `room.lua` gives them."""
-    names = ["config", "state", "offers", "active", "trial", "ended", f"answers:{gateway}", "audit"]
-    names += [f"scratch:bits:{gateway}", f"scratch:overlap:{gateway}"]
-    for segment in range(first, last + 1):
-        names += [f"gone:{LANE}:{segment}", f"held:{LANE}:{segment}", f"scratch:{segment}:{gateway}"]
-        names += [f"seen:{LANE}:{segment}:{slot}" for slot in range(RING)]
-    return [_key(room, name) for name in names]
-
-
-def _pack(seen: Iterable[int]) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """Numbers as little-endian 32-bit offsets, one binary part a segment."""
-    by_segment: dict[int, array[int]] = {}
-    for number in seen:
-        by_segment.setdefault(number // SEGMENT, array("I")).append(number % SEGMENT)
-    if sys.byteorder == "big":
-        for offsets in by_segment.values():
-            offsets.byteswap()
-    parts = [{"segment": segment, "lane": LANE} for segment in by_segment]
-    return parts, [offsets.tobytes() for offsets in by_segment.values()]
-
-
-def _answer(raw: list[Any], epoch: int) -> Answer:
-    entry, *rest = raw
-    number, until = [*rest, 0, 0][:2]
-    return Answer(Entry(entry), int(number), int(until), epoch)
-
-
-def _snapshot(room: Room, told: dict[str, Any], parts: list[bytes], before: Snapshot) -> Snapshot:
-    flat = told["offers"] or []
-    offers = {
-        int(member.partition(":")[2]): int(deadline)
-        for member, deadline in zip(flat[::2], flat[1::2], strict=True)
-    }
-    plain = {
-        name: told[name]
-        for name in (
-            "epoch",
-            "issued",
-            "first",
-            "last",
-            "inside",
-            "offered",
-            "waiting",
-            "present",
-            "candidates",
-            "digest",
-            "again",
-        )
-        if name in told
-    }
-    after = Snapshot(
-        clock=int(told["clock"]),
-        totals=Totals(**told["totals"]),
-        offers=offers,
-        line=Line(told["first"], parts) if parts else before.line,
-        lease_end=int(told["lease_end"]) if "lease_end" in told else None,
-        spent=tuple(told["spent"] or ()),
-        missed=tuple(told["missed"] or ()),
-        ended=tuple(told["ended"] or ()),
-        calm=int(told["calm"]),
-        **plain,
-    )
-    return replace(after, pace=smooth_pace(room, before, after))
+def _refuse(waiting: "list[tuple[float, Knock, asyncio.Future[Answer]]]", error: Exception) -> None:
+    for _, _, future in waiting:
+        if not future.done():
+            future.set_exception(error)

@@ -18,7 +18,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
-from waitingroom.room import LANE
+from waitingroom.room import LANE, Arrival
 
 SHORTEST_KEY = 32
 """Bytes; RFC 7518 §3.2 asks for a key at least as long as the hash."""
@@ -28,10 +28,11 @@ LONGEST_TOKEN = 1024
 
 
 class Use(StrEnum):
-    """What a token proves."""
+    """What a token proves: a place, a seat, or that somebody was let in while nobody could count."""
 
     TICKET = "ticket"
     PASS = "pass"  # noqa: S105 - a kind of token, not a password
+    GUEST = "guest"
 
 
 class InvalidTokenError(Exception):
@@ -58,6 +59,7 @@ class Token:
     Attributes:
         end: when it ends on the room's clock, in milliseconds.
         expires: the same in Unix seconds, as well as the signing gateway could tell.
+        arrival: in a ticket without a number: when its holder came, while the store was away.
         seat: the key of the seat in the store.
     """
 
@@ -70,6 +72,7 @@ class Token:
     issued: int
     expires: int
     lane: str = LANE
+    arrival: Arrival | None = None
     seat: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -117,6 +120,8 @@ class Keyring:
             "use": token.use.value,
             "end": token.end,
         }
+        if token.arrival is not None:
+            claims["arr"] = token.arrival
         signed = self._header + b"." + _b64(_encode(claims).encode())
         return (signed + b"." + _signature(self._key, signed)).decode()
 
@@ -190,7 +195,13 @@ def _token(claims: dict[str, Any], room: str) -> Token:
         issued=int(claims["iat"]),
         expires=int(claims["exp"]),
         lane=str(lane),
+        arrival=_arrival(claims["arr"]) if "arr" in claims else None,
     )
+
+
+def _arrival(claim: Any) -> Arrival:
+    gateway, second, place = claim
+    return Arrival(str(gateway), int(second), int(place))
 
 
 def key_id(key: bytes) -> str:

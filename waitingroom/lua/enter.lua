@@ -1,6 +1,7 @@
 -- Visitors at the door, all of one event-loop turn: newcomers join, people whose turn it is claim their seat,
 -- people whose pass has run out renew it. Each gets one answer:
---     inside <number> <end> | trial <number> <end> | wait <number> | moment <number> <ms> | ended | full
+--     inside <number> <end> | trial <number> <end> | wait <number> | moment <number> <ms> | ended | full | later
+-- Later is for those about whom gateways may know more than the state does, while it gathers what they know.
 -- Repeating a call (same gateway, same sequence) repeats its answer and changes nothing.
 local function trial_allowed()
   local most = math.max(1, math.floor(math.min(config.total_active_users / 10, config.new_users_per_minute / 4)))
@@ -20,7 +21,7 @@ local function join(knock)
   put('issued', n)
   add('joined', 1)
   if walk_in then
-    spend('offer_tat', 1)
+    spend_share(1)
     spend('enter_tat', 1)
     add('admitted', 1)
     set_gone(n, 1)
@@ -44,6 +45,7 @@ local function renew(seat, n)
 end
 
 local function claim(offer, seat, n)
+  if gathering() then return { 'moment', n, num('gather_until') - now } end
   if allowance('enter_tat') < 1 then
     local wait = math.ceil(num('enter_tat') - now)
     redis.call('ZADD', OFFERS, 'GT', now + claim_window(), offer)
@@ -63,9 +65,10 @@ local function answer(knock)
     local held = renew(seat, n)
     if held then return held end
     if redis.call('ZSCORE', OFFERS, offer) then return claim(offer, seat, n) end
-    if not is_gone(n) and n <= num('issued') then return { 'wait', n } end
-    if not knock.join then return { 'ended' } end
+    -- The seat of somebody with a pass may not have been handed in yet.
+    if not is_gone(n) and not (gathering() and knock.join) then return { 'wait', n } end
   end
+  if gathering() then return { knock.wait and 'later' or 'full' } end
   return knock.join and join(knock) or { 'ended' }
 end
 

@@ -1,6 +1,8 @@
 -- The regular exchange of a gateway with its room. In: who was seen, who made requests, who left. Then whatever
 -- time has ended ends, and seats that are free are offered, lowest number first. Out: the snapshot.
 -- It does not matter which gateway calls, nor how often: the limiter on the room's clock says how many enter.
+local TOLD, FADE = 30000, 5000
+
 local function parse_seat(seat)
   local lane, n = seat:match('^([^:]+):(%d+)')
   return lane, tonumber(n)
@@ -12,7 +14,7 @@ local function hand_in_left()
     local seated = redis.call('ZREM', ACTIVE, who) + redis.call('ZREM', TRIAL, who)
     local offered = redis.call('ZREM', OFFERS, lane .. ':' .. n)
     -- The first word counts: saying it again must not prolong the list.
-    redis.call('ZADD', ENDED, 'NX', now, who)
+    release(redis.call('ZADD', ENDED, 'NX', now, who))
     if seated == 0 and (offered == 1 or not is_gone(n)) then add('abandoned', 1) end
     add('left', seated)
     set_gone(n, 1)
@@ -57,7 +59,7 @@ local function hand_in_seen()
     for at = 1, #packed, 4 do
       local offset = struct.unpack('<I4', packed, at)
       local n = seg * SEGMENT + offset
-      if not gone or n > num('issued') then
+      if not gone then
         spent[#spent + 1] = n
       else
         redis.call('SETBIT', seen, offset, 1)
@@ -74,8 +76,10 @@ local function hand_in_seen()
 end
 
 local function expire()
-  if now < num('calm_until') then return end
-  add('expired', redis.call('ZREMRANGEBYSCORE', ACTIVE, '-inf', now))
+  if gathering() then return end
+  local ended = redis.call('ZREMRANGEBYSCORE', ACTIVE, '-inf', now)
+  add('expired', ended)
+  release(ended + redis.call('ZCOUNT', TRIAL, '-inf', now))
   for _, seat in ipairs(redis.call('ZRANGEBYSCORE', TRIAL, '-inf', now)) do
     local _, n = parse_seat(seat)
     set_gone(n, 0)
@@ -90,6 +94,7 @@ local function expire()
   end
   redis.call('ZREMRANGEBYSCORE', OFFERS, '-inf', now)
   redis.call('ZREMRANGEBYSCORE', ENDED, '-inf', '(' .. (now - num('session') - 2 * SLACK))
+  redis.call('ZREMRANGEBYSCORE', ENTERED, '-inf', '(' .. (now - TOLD))
 end
 
 -- Leaves in `into` the bits of a segment seen within `window` and in none of the keys of `without`.
@@ -158,7 +163,7 @@ local function admit()
   for i = 1, back do offer(returning[i]) end
   for i = 1, fresh do offer(regular[i]) end
   if fresh > 0 then put('called', math.max(num('called'), regular[fresh])) end
-  if back + fresh > 0 then spend('offer_tat', back + fresh) end
+  if back + fresh > 0 then spend_share(back + fresh) end
   add('offered', back + fresh)
   return candidates - back - fresh
 end
@@ -169,13 +174,13 @@ local function lift_barrier()
   local n = num('bar_from')
   if n == 0 or num('candidates') > 0 then return end
   local period = math.floor(now / PERIOD)
-  local function known(number)
+  local function heard(number)
     local seg = segment_of(number)
     return is_gone(number) or redis.call('GETBIT', seen_key(seg, period), number % SEGMENT) == 1
       or redis.call('GETBIT', seen_key(seg, period - 1), number % SEGMENT) == 1
   end
   local last = math.min(num('issued'), n + 10000)
-  while n <= last and known(n) do n = n + 1 end
+  while n <= last and heard(n) do n = n + 1 end
   if n > num('issued') or now >= num('bar_until') then
     put('bar_from', 0)
     put('bar_until', 0)
@@ -198,6 +203,16 @@ local function drop_segments(parts)
       put('first_segment', seg + 1)
     end
   end
+end
+
+-- What gateways saw of the storefront fades over some seconds of the room's clock. What follows from it is theirs to
+-- decide: the share of the rate at which people are let in.
+local function weigh_origin()
+  local faded = math.exp(-(now - num('weighed')) / FADE)
+  put('weighed', now)
+  put('asked', num('asked') * faded + call.asked)
+  put('failed', num('failed') * faded + call.failed)
+  put('share', call.share)
 end
 
 -- Milliseconds until the limiter alone would let a good part of a tick's seats go, so that a rate that does
@@ -235,19 +250,30 @@ local spent, missed = {}, {}
 turn_ring()
 if call.epoch == config.epoch then
   hand_in_left()
+  hand_in_testimony()
   hand_in_touched()
   spent, missed = hand_in_seen()
+  hand_in_arrivals()
+  heed_old_passes()
 end
+attend()
+weigh_origin()
 expire()
 put('candidates', admit())
 lift_barrier()
+number_arrivals()
 local parts, waiting, present = waiting_bits()
 local digest = redis.sha1hex(table.concat(parts, ';'))
 local reply = {
-  clock = now, epoch = config.epoch, issued = num('issued'), first = call.first, last = call.last,
+  clock = now, stamp = num('stamp'), fence = num('fence'), epoch = config.epoch,
+  issued = num('issued'), first = call.first, last = call.last,
   inside = inside(), offered = redis.call('ZCARD', OFFERS), waiting = waiting, present = present,
   candidates = num('candidates'), totals = totals(), spent = spent, missed = missed, again = again(), digest = digest,
-  calm = math.max(0, num('calm_until') - now),
+  calm = math.max(0, num('calm_until') - now, num('gather_until') - now),
+  asked = num('asked'), failed = num('failed'), share = share(),
+  gateways = redis.call('ZRANGE', GATEWAYS, 0, -1),
+  entered = redis.call('ZRANGEBYSCORE', ENTERED, call.ended_since, '+inf'),
+  blocks = redis.call('LRANGE', BLOCKS, call.blocks, -1),
   lease_end = not config.disable_session_renewal and now + session() or nil,
   offers = redis.call('ZRANGE', OFFERS, 0, -1, 'WITHSCORES'),
   ended = redis.call('ZRANGEBYSCORE', ENDED, call.ended_since, '+inf'),

@@ -59,7 +59,7 @@ const turn = (to) => {
   return title;
 };
 const show = (doc) => {
-  const to = doc.missed ? 'missed' : doc.state, news = to !== state;
+  const to = doc.missed ? 'missed' : doc.slowed && doc.state === 'waiting' ? 'slowed' : doc.state, news = to !== state;
   fails = 0;
   schedule(doc.poll_after);
   if (!main.querySelector(`[data-for~=${to}] h1`)) return enter(0);
