@@ -253,9 +253,13 @@ async def house(
     *rooms: Room,
     gateways: int = 1,
     server: dict[str, Any] | None = None,
+    at: str | None = None,
     **changes: Any,
 ) -> AsyncIterator[House]:
-    """Open a shop: one room, `ROOM` with `changes`, unless others are given."""
+    """Open a shop: one room, `ROOM` with `changes`, unless others are given.
+
+    `at` is the store's address as gateways have it, if it is not the clock's.
+    """
     async with AsyncExitStack() as stack:
         origin = Origin()
         front = origin.front = await stack.enter_async_context(storefront(origin.answer))
@@ -263,7 +267,7 @@ async def house(
         behind = [
             replace(room, upstream=room.upstream or front.url) for room in rooms or [replace(ROOM, **changes)]
         ]
-        chosen = settings(url, data, *behind, **(server or {}))
+        chosen = settings(at or url, data, *behind, **(server or {}))
         servers = [await stack.enter_async_context(opened(chosen)) for _ in range(gateways)]
         yield House(origin, clock, servers)
 

@@ -120,7 +120,7 @@ class Lockstep(RuleBasedStateMachine):
             (
                 handed.asked,
                 handed.failed,
-                fair_share(before.asked + handed.asked, before.failed + handed.failed),
+                fair_share(before.asked + handed.asked, before.failed + handed.failed, before.share),
             ),
             sorted(handed.seen),
             sorted(handed.here),

@@ -176,11 +176,27 @@ def test_waiting_without_movement_is_a_stall(telemetry: Telemetry, clock: Clock)
     assert value(telemetry, "stalled", room="sale") == 0
 
 
-def test_a_dead_tick_is_a_stall(telemetry: Telemetry, clock: Clock) -> None:
-    """When no snapshots arrive at all, the last one still says that people waited."""
-    telemetry.snapshot(SALE, QUEUEING)
-    clock.now += 31
-    assert value(telemetry, "stalled", room="sale") == 1
+@pytest.mark.parametrize(
+    ("seen", "arrivals", "stalled"),
+    [
+        (Snapshot(waiting=20, candidates=20), 0, 1),
+        (Snapshot(inside=100, waiting=20), 0, 1),
+        (Snapshot(), 3, 1),
+        (Snapshot(inside=100), 0, 0),
+    ],
+    ids=["people could be called", "the room was full", "people came since", "nobody waits"],
+)
+def test_a_store_that_is_away_is_a_stall_if_anybody_waits(
+    telemetry: Telemetry, clock: Clock, seen: Snapshot, arrivals: int, stalled: int
+) -> None:
+    """When no snapshots arrive at all, the last one still says who waited, and the gateway who came since."""
+    telemetry.tick("sale", 0.001)
+    telemetry.snapshot(SALE, seen)
+    telemetry.arrivals("sale", arrivals)
+    clock.now += 29
+    assert value(telemetry, "stalled", room="sale") == 0
+    clock.now += 2
+    assert value(telemetry, "stalled", room="sale") == stalled
 
 
 @pytest.mark.parametrize(
@@ -198,6 +214,7 @@ def test_standing_still_for_a_reason_is_no_stall(
 ) -> None:
     """A full, a held or an empty room may stand still for as long as it likes."""
     for _ in range(10):
+        telemetry.tick("sale", 0.001)
         telemetry.snapshot(room, seen)
         clock.now += 20
     assert value(telemetry, "stalled", room="sale") == 0

@@ -22,6 +22,11 @@ class Arrivals:
         self.known = 0
         self._blocks: dict[tuple[str, int], list[Block]] = {}
 
+    @property
+    def waiting(self) -> int:
+        """How many people have no number yet."""
+        return sum(count - self._numbered(*key) for key, count in self.open.items())
+
     def arrive(self, gateway: str, second: int) -> Arrival:
         """Somebody has come."""
         place = self.open.get((gateway, second), self._numbered(gateway, second))

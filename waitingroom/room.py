@@ -295,22 +295,29 @@ class Snapshot:
 
 
 TOO_FEW = 5.0
-"""Requests that say too little about the storefront by themselves."""
+"""Requests that say too little about the storefront to stop everybody, or to let everybody in again."""
+
+TRICKLE = 0.05
+"""The share with which a storefront is tried that was in trouble, or may be."""
 
 
-def fair_share(asked: float, failed: float) -> float:
-    """The part of the rate that a storefront in trouble can be asked to bear, from 0 to 1.
+def fair_share(asked: float, failed: float, before: float = 1.0) -> float:
+    """The part of the rate that a storefront can be asked to bear, from 0 to 1.
 
-    Nobody is let in while half of its answers are bad. Once it has not been asked for a while, it is tried
-    with a twentieth until it proves itself.
+    All while at most one answer in twenty is bad, nobody from one in two. One that was in trouble and has not
+    been asked since is tried with a trickle until it proves itself.
 
     Args:
-        asked: requests in the last seconds.
+        asked: requests in the last seconds, fading.
         failed: those that were not answered, or with an error of the server, or too late.
+        before: the share until now.
     """
+    bad = failed / asked if asked >= 1 else 0.0
+    if asked >= 1 and bad <= TRICKLE:
+        return 1.0
     if asked < TOO_FEW:
-        return 1.0 if failed < 1 else 0.05
-    return min(1.0, max(0.0, (0.5 - failed / asked) / 0.45))
+        return TRICKLE if bad > 0 or before < 1 else 1.0
+    return max(0.0, (0.5 - bad) / 0.45)
 
 
 def rank_rooms(rooms: Iterable[Room], host: str) -> list[Room]:

@@ -111,7 +111,7 @@ def tick_told(room: Room, before: Snapshot, hand_in: HandIn, tick: int) -> tuple
         "goodbye": hand_in.goodbye,
         "asked": hand_in.asked,
         "failed": hand_in.failed,
-        "share": fair_share(before.asked + hand_in.asked, before.failed + hand_in.failed),
+        "share": fair_share(before.asked + hand_in.asked, before.failed + hand_in.failed, before.share),
     }
     if hand_in.lowest is not None:
         header["lowest"] = hand_in.lowest

@@ -87,9 +87,22 @@ METRICS = (
     Row(
         "stalled",
         "gauge",
-        "1 while people wait, seats are free, and nobody has been admitted for too long.",
+        "1 while people wait and nothing moves: nobody is called to free seats, or the store is away.",
         ROOM,
     ),
+    Row(
+        "arrivals_open",
+        "gauge",
+        "People who came while the store was away and have no number yet, as this gateway knows.",
+        ROOM,
+    ),
+    Row(
+        "admission_share",
+        "gauge",
+        "Part of the rate at which people are let in; below 1 while the storefront is in trouble.",
+        ROOM,
+    ),
+    Row("gateways", "gauge", "Gateways that tick, as the store has it.", ROOM),
     Row("room_version", "gauge", "Version of the room's configuration in force on this gateway.", ROOM),
     Row("room_differences", "gauge", "Settings whose value in the store differs from the file's.", ROOM),
     Row("tick_age_seconds", "gauge", "Time since the last successful exchange with the store.", ROOM),
@@ -229,6 +242,10 @@ class Telemetry:
         """Count a tick that did not reach the store."""
         self._numbers["tick_failures_total"][room,] += 1
 
+    def arrivals(self, room: str, count: int) -> None:
+        """Say how many people have come who could not be given a number yet."""
+        self._numbers["arrivals_open"][room,] = count
+
     def loop_lag(self, seconds: float) -> None:
         """Note how late the event loop ran a timer."""
         self._lag.observe(seconds)
@@ -248,6 +265,8 @@ class Telemetry:
             "limit_shoppers_inside": room.total_active_users,
             "limit_new_users_per_minute": room.new_users_per_minute,
             "room_version": room.version,
+            "admission_share": seen.share,
+            "gateways": len(seen.gateways),
         }
         values |= {f"{name}_total": count for name, count in asdict(seen.totals).items()}
         for name, value in values.items():
@@ -262,9 +281,12 @@ class Telemetry:
         return max(0.0, self._clock() - self._ticked[room])
 
     def stalled(self, room: str) -> bool:
-        """Whether people wait, seats are free, and nobody has been called for too long."""
+        """Whether people wait and nothing moves: nobody was called for too long, or the store is away."""
         last = self._movement.get(room)
-        return last is not None and self._clock() - last.at > last.patience
+        if last is not None and self.tick_age(room) <= last.patience:
+            return self._clock() - last.at > last.patience
+        waiting = self._numbers["visitors_waiting"][room,] + self._numbers["arrivals_open"][room,]
+        return waiting > 0 and self.tick_age(room) > STALL_AFTER_S
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """All metrics in the format that the `Accept` header asks for, with their `Content-Type`."""

@@ -95,6 +95,7 @@ class Ticker:
             failures = self._failures.pop(name, 0)
             if failures:
                 _log.info("store_answers_again", room=name, failures=failures)
+        self._telemetry.arrivals(name, desk.arrivals.waiting)
 
     def _failed(self, room: str) -> None:
         self._failures[room] += 1
