@@ -9,7 +9,7 @@ COMPILED := build/compiled
 CODE   := waitingroom tests $(wildcard benchmarks loadtest)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check wheel bench bench-million bench-ten-million bench-many bench-check lock fmt clean
+.PHONY: help setup demo test check wheel bench bench-million bench-ten-million bench-many bench-check outages lock fmt clean
 
 help:         ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -58,6 +58,9 @@ bench-ten-million: wheel  ## ten million, without sockets: what the store and th
 
 bench-many: wheel  ## ten thousand connections, eight gateways, and how long a start takes: about two minutes
 	$(BIN)/python -m benchmarks.many --compiled $(COMPILED) $(ARGS)
+
+outages: $(READY)  ## sales during which the store fails in seven ways, judged by the shop's own log: about four minutes
+	$(BIN)/python -m tests.outages $(ARGS)
 
 bench-check: wheel  ## whether anything has become slower than the committed figures say
 	$(BIN)/python -m benchmarks.check --compiled $(COMPILED) $(ARGS)

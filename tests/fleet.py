@@ -251,7 +251,13 @@ async def listening(port: int) -> None:
 
 @asynccontextmanager
 async def running(
-    folder: Path, store_url: str, port: Callable[[], int], tick: float = 0.25, **settings: Any
+    folder: Path,
+    store_url: str,
+    port: Callable[[], int],
+    tick: float = 0.25,
+    *,
+    timeout: float = 2.0,  # noqa: ASYNC109 - the store's
+    **settings: Any,
 ) -> AsyncIterator[Fleet]:
     """A storefront and two gateways with one room, `sale`, that has these settings."""
     shop = port()
@@ -265,7 +271,7 @@ async def running(
         fleet.configs[index].write_text(
             f'[server]\nlisten = "127.0.0.1:{fleet.diallers[index].port}"\n'
             f'private_listen = "127.0.0.1:{port()}"\n'
-            f'[store]\nurl = "{store_url}"\ndata = "{folder}/{index}"\ntick = {tick}\ntimeout = 2\n'
+            f'[store]\nurl = "{store_url}"\ndata = "{folder}/{index}"\ntick = {tick}\ntimeout = {timeout}\n'
             f'[tokens]\nkeys_file = "{folder}/keys"\n'
             f'[[rooms]]\nname = "sale"\nupstream = "{room.upstream}"\n{table}'
         )
