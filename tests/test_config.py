@@ -16,12 +16,11 @@ from waitingroom.config import (
     change_room,
     differences,
     dump_room,
-    format_duration,
     load,
     load_room,
     load_text,
-    parse_duration,
 )
+from waitingroom.durations import format_duration, parse_duration
 from waitingroom.room import Method, Room
 
 TWO_ROOMS = """

@@ -7,7 +7,8 @@ from typing import cast
 
 import pytest
 
-from waitingroom.config import INTERNAL, SECTIONS, Settings, format_duration, load_text
+from waitingroom.config import INTERNAL, SECTIONS, Settings, load_text
+from waitingroom.durations import format_duration
 from waitingroom.room import Room
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import Any
 
-from waitingroom.config import Settings, format_duration
+from waitingroom.config import Settings
+from waitingroom.durations import format_duration
 from waitingroom.room import Room
 from waitingroom.tickets import SHORTEST_KEY
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from waitingroom.branding import logo_url, palette
+from waitingroom.durations import parse_duration
 from waitingroom.room import Method, Room, setting
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 PREFIX = "WAITINGROOM__"
 _RULES = ("ge", "gt", "le", "pattern", "max_length")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 
 # uvloop takes a port beyond the last one for one of the others.
 _ADDRESS = r"^\S+:(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])$"
@@ -148,31 +147,6 @@ SECTIONS: dict[str, type] = {
 }
 INTERNAL = frozenset({"version"})
 """Fields of a room that the store keeps and nobody sets."""
-
-
-def parse_duration(value: object) -> float:
-    """Seconds from "5m", "90s", "1h30m" or a number.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    text = str(value).strip()
-    if text.replace(".", "", 1).isdigit():
-        return float(text)
-    parts = _DURATION.findall(text)
-    if not parts or _DURATION.sub("", text).strip():
-        raise ValueError(f"{value!r} is not a duration; write for example 90s, 5m or 1h30m")
-    return sum(float(amount) * _UNITS[unit] for amount, unit in parts)
-
-
-def format_duration(seconds: float) -> str:
-    """The shortest spelling of a duration: 300 is "5m"."""
-    for unit in ("d", "h", "m"):
-        if seconds >= _UNITS[unit] and seconds % _UNITS[unit] == 0:
-            return f"{seconds / _UNITS[unit]:.0f}{unit}"
-    return f"{round(seconds, 3):.12g}s"
 
 
 def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Settings:

@@ -8,7 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from waitingroom.config import INTERNAL, PREFIX, SECTIONS, ConfigError, Settings, format_duration
+from waitingroom.config import INTERNAL, PREFIX, SECTIONS, ConfigError, Settings
+from waitingroom.durations import format_duration
 from waitingroom.room import Method, Room
 
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "max_length": "characters, at most"}
