@@ -18,9 +18,11 @@ import redis.asyncio as redis
 
 from tests.conftest import eventually
 from tests.test_architecture import ROOT
-from waitingroom.admin import OPEN, application
+from waitingroom.access import Access, Role
+from waitingroom.admin import application
 from waitingroom.config import load_text
 from waitingroom.console import SAMPLES, Sample, condition, per_minute
+from waitingroom.guard import NUMBERS, PROBES
 from waitingroom.room import Room, Snapshot
 from waitingroom.server import Server
 from waitingroom.store import Store
@@ -329,16 +331,18 @@ async def test_unknown_names_are_told_with_the_nearest(operator: Operator) -> No
 
 
 def test_the_reference_has_every_request_and_every_state() -> None:
-    """docs/cli.md lists each path with its methods, whether it needs the token, and each state of a room."""
+    """docs/cli.md lists each path with its methods, the role that it needs, and each state of a room."""
     text = (ROOT / "docs" / "cli.md").read_text()
-    store = Store("unix:///none", "test")
-    listed = dict(re.findall(r"^\| `(?:GET|PATCH|POST) (/[^`?]*).*\| (yes|no) \|$", text, re.MULTILINE))
+    store, access = Store("unix:///none", "test"), Access((), open_console=True)
+    listed = dict(re.findall(r"^\| `(?:GET|PATCH|POST) (/[^`?]*).*\| ([a-z, ]+) \|$", text, re.MULTILINE))
     paths = {
         re.sub(r"\{name\}", "<name>", resource.canonical).replace("{action}", "pause")
-        for resource in application({}, store, Telemetry([]), TOKEN).router.resources()
+        for resource in application({}, store, Telemetry([]), access).router.resources()
     }
     assert listed.keys() == paths
-    assert {path for path, token in listed.items() if token == "no"} == OPEN
+    assert {path for path, role in listed.items() if role == "none"} == PROBES
+    assert {path for path, role in listed.items() if role == "none on loopback"} == NUMBERS
+    assert {role.split(",")[0] for role in listed.values()} - {"none", "none on loopback"} <= set(Role)
     states = set(re.findall(r"^\| `([a-z ]+)` \| ", text, re.MULTILINE))
     assert states == {"starting", "store lost", "stalled", "off", "paused", "draining", "queueing", "open"}
 

@@ -21,7 +21,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from tests.test_architecture import ROOT
+from tests.wire import tls_contexts
 from waitingroom import __version__
+from waitingroom.access import Role, Token, digest, parse_tokens, token_line
 from waitingroom.cli import app
 from waitingroom.config import SECTIONS, load_text
 from waitingroom.explain import explain
@@ -474,6 +476,77 @@ def test_a_new_key_signs() -> None:
     first, second = run("key", "new").stdout.strip(), json.loads(run("key", "new", "--json").stdout)["key"]
     assert first != second
     Keyring([first.encode(), second.encode()])
+
+
+def test_a_new_token_is_told_with_its_line() -> None:
+    """The token has 256 bits and never comes twice; the line beside it is what the gateway reads."""
+    words = ["key", "token", "--name", "anna", "--role", "operator"]
+    secret, line = run(*words).stdout.splitlines()
+    told = json.loads(run(*words, "--json").stdout)
+    assert (len(secret), len(told["token"])) == (43, 43)
+    assert secret != told["token"]
+    assert parse_tokens(line, "f") == (Token("anna", Role.OPERATOR, digest(secret)),)
+    assert parse_tokens(told["line"], "f") == (Token("anna", Role.OPERATOR, digest(told["token"])),)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--name", "a b", "--role", "viewer"], "at most 64 letters"),
+        (["--name", "a", "--role", "boss"], "viewer"),
+    ],
+)
+def test_a_token_that_nobody_could_use_is_misuse(words: list[str], named: str) -> None:
+    """A name that would break the file, and a role that there is not, are refused with code 2."""
+    result = run("key", "token", *words)
+    assert result.exit_code == 2
+    assert named in result.stderr
+
+
+def test_a_role_that_does_not_suffice_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that may only look is told what it would take; one that may act stands in the audit."""
+    for role in Role:
+        (tmp_path / role).write_text(f"a-token-of-the-tests-for-the-role-{role}")
+    lines = [token_line(f"our-{role}", role, (tmp_path / role).read_text()) for role in Role]
+    (tmp_path / "tokens").write_text("\n".join(lines))
+    monkeypatch.setenv("WAITINGROOM__ADMIN__TOKENS_FILE", str(tmp_path / "tokens"))
+    with serving(tmp_path) as gateway:
+        environ = {"WAITINGROOM_URL": f"http://{gateway.event('gateway_started')['private']}", "USER": "ana"}
+
+        def room(role: str, *words: str) -> Result:
+            return run("room", *words, "--token-file", str(tmp_path / role), env=environ)
+
+        looked, acted = room("viewer", "list"), room("operator", "pause", "sale", "--reason", "test")
+        assert (looked.exit_code, acted.exit_code) == (0, 0), acted.output
+        refused = room("viewer", "resume", "sale", "--reason", "test")
+        assert (refused.exit_code, "operator" in refused.stderr) == (1, True)
+        refused = room("operator", "set", "sale", "suspended=on", "--reason", "test")
+        assert (refused.exit_code, "admin" in refused.stderr) == (1, True)
+        assert "ana: paused = true (test), token our-operator" in room("viewer", "show", "sale").stdout
+
+
+def test_a_gateway_elsewhere_is_asked_by_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its certificate must be trusted, and `status` needs a token, which is only sent if it was named."""
+    tls_contexts(tmp_path)
+    both = str(tmp_path / "both.pem")
+    monkeypatch.setenv("WAITINGROOM__SERVER__PRIVATE_LISTEN", "0.0.0.0:0")
+    for name in ("CERTIFICATE", "KEY"):
+        monkeypatch.setenv(f"WAITINGROOM__SERVER__PRIVATE_TLS_{name}", both)
+    with serving(tmp_path) as gateway:
+        port = gateway.event("gateway_started")["private"].rpartition(":")[2]
+        url, data = f"https://127.0.0.1:{port}", str(tmp_path / "data")
+        environ = {"WAITINGROOM_URL": url, "WAITINGROOM_CA_FILE": both, "WAITINGROOM__STORE__DATA": data}
+        assert run("room", "list", env=environ).exit_code == 0
+        unnamed = run("status", "--once", env=environ)
+        assert (unnamed.exit_code, "token" in unnamed.stderr) == (1, True)
+        named = run("status", "--once", "--token-file", f"{data}/admin.token", env=environ)
+        assert named.exit_code == 0, named.output
+        stranger = run("room", "list", env=environ | {"WAITINGROOM_CA_FILE": ""})
+        assert (stranger.exit_code, "WAITINGROOM_CA_FILE" in stranger.stderr) == (3, True)
+        assert run("room", "list", "--url", url.replace("https", "http"), env=environ).exit_code == 3
+        for file in ("/nowhere.pem", str(tmp_path / "waitingroom.toml")):
+            missing = run("room", "list", env=environ | {"WAITINGROOM_CA_FILE": file})
+            assert (missing.exit_code, file in missing.stderr) == (2, True)
 
 
 def test_demo_can_be_compared_by_a_program() -> None:

@@ -123,6 +123,11 @@ def test_environment_counts_before_the_file(monkeypatch: pytest.MonkeyPatch) -> 
         (TWO_ROOMS.replace("unix:", "file:"), "line 15: [[rooms]] 2 upstream", "http://127.0.0.1:8000"),
         (TWO_ROOMS.replace("10.0.0.0/8", "10.0.0.1/8"), "line 4: [server] trusted_proxies", "10.0.0.0/8"),
         ('[server]\ntls_key = "k"\n', "line 1: [server] tls_certificate", "both or neither"),
+        (
+            '[server]\nprivate_tls_key = "k"\n',
+            "line 1: [server] private_tls_certificate",
+            "needs private_tls_key, and the other way round",
+        ),
         ("[rooms]\n", "waitingroom.toml: rooms", "[[rooms]]"),
         ("server = 5\n", "waitingroom.toml: [server]", "must be a table"),
         ("rooms = [5]\n", "waitingroom.toml: [[rooms]] 1", "must be a table"),

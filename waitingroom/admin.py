@@ -4,7 +4,7 @@ Every change of a room is checked as the configuration file is, names an author 
 on every gateway with its next tick, this one included.
 """
 
-import hmac
+import asyncio
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -13,10 +13,12 @@ from typing import Any, NoReturn
 
 from aiohttp import hdrs, web
 
+from waitingroom.access import Access, Token, role_for
 from waitingroom.config import change_room
 from waitingroom.console import Watch, page
 from waitingroom.desk import Desk
-from waitingroom.problems import Handler, ProblemError, nearest, problems, refused
+from waitingroom.guard import TOKEN, counted, guard, require
+from waitingroom.problems import EVERY_ANSWER, ProblemError, nearest, problems, refused
 from waitingroom.room import Room
 from waitingroom.store import Change, ConflictError, Store
 from waitingroom.telemetry import Telemetry
@@ -25,8 +27,8 @@ LARGEST_BODY = 65_536
 LONGEST_AUTHOR, LONGEST_REASON = 80, 500
 MOST_ENTRIES = 1000
 
-OPEN = frozenset({"/", "/metrics", "/healthz", "/readyz", "/v1/console.json"})
-"""What may be read without the token: numbers, no secrets."""
+BODY_PATIENCE = 10.0
+"""Seconds for a body to arrive."""
 
 ACTIONS: Mapping[str, Callable[[Room], dict[str, Any]]] = {
     "pause": lambda _: {"paused": True},
@@ -37,10 +39,13 @@ ACTIONS: Mapping[str, Callable[[Room], dict[str, Any]]] = {
 """Changes that need no knowledge of the room's version: they are repeated if somebody else was faster."""
 
 
-def application(desks: Mapping[str, Desk], store: Store, telemetry: Telemetry, token: str) -> web.Application:
+def application(
+    desks: Mapping[str, Desk], store: Store, telemetry: Telemetry, access: Access
+) -> web.Application:
     """The application of the private listener."""
-    admin = _Admin(desks, store, telemetry, token)
-    app = web.Application(client_max_size=LARGEST_BODY, middlewares=[problems, admin.guard])
+    admin = _Admin(desks, store, telemetry)
+    middlewares = [counted(telemetry), problems, guard(access)]
+    app = web.Application(client_max_size=LARGEST_BODY, middlewares=middlewares)
     watch = Watch(desks, telemetry)
     app.cleanup_ctx.append(watch.run)
     html, policy = page()
@@ -52,7 +57,7 @@ def application(desks: Mapping[str, Desk], store: Store, telemetry: Telemetry, t
     async def numbers(_: web.Request) -> web.Response:
         return web.json_response(watch.tell())
 
-    app.on_response_prepare.append(_never_stored)
+    app.on_response_prepare.append(_seal)
     app.router.add_get("/", console)
     app.router.add_get("/v1/console.json", numbers)
     app.router.add_get("/metrics", admin.metrics)
@@ -69,31 +74,10 @@ def application(desks: Mapping[str, Desk], store: Store, telemetry: Telemetry, t
 class _Admin:
     """The handlers."""
 
-    def __init__(self, desks: Mapping[str, Desk], store: Store, telemetry: Telemetry, token: str) -> None:
+    def __init__(self, desks: Mapping[str, Desk], store: Store, telemetry: Telemetry) -> None:
         self._desks = desks
         self._store = store
         self._telemetry = telemetry
-        self._credentials = f"Bearer {token}".encode()
-
-    @property
-    def guard(self) -> Any:
-        """The middleware that asks for the token."""
-
-        @web.middleware
-        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            given = request.headers.get(hdrs.AUTHORIZATION, "").encode(errors="surrogateescape")
-            if request.path not in OPEN and not hmac.compare_digest(given, self._credentials):
-                raise ProblemError(
-                    401,
-                    "The admin token is missing or wrong",
-                    "This part of the private listener needs the bearer token.",
-                    "Send 'Authorization: Bearer <token>'; the token is in the file admin.token of the data "
-                    "folder, unless [admin] says otherwise.",
-                    {"WWW-Authenticate": 'Bearer realm="waitingroom"'},
-                )
-            return await handler(request)
-
-        return guard
 
     async def metrics(self, request: web.Request) -> web.Response:
         body, kind = self._telemetry.render(request.headers.get(hdrs.ACCEPT, ""))
@@ -144,7 +128,7 @@ class _Admin:
         if before.version != expected:
             await self._conflict(before)
         try:
-            return await self._change(before, changes, author, reason)
+            return await self._change(before, changes, (author, reason, request[TOKEN]))
         except ConflictError as error:
             await self._conflict(error.current)
 
@@ -158,7 +142,7 @@ class _Admin:
             if expected not in (None, before.version):
                 await self._conflict(before)
             try:
-                return await self._change(before, changes(before), author, reason)
+                return await self._change(before, changes(before), (author, reason, request[TOKEN]))
             except ConflictError as error:
                 before = error.current
 
@@ -172,13 +156,16 @@ class _Admin:
         return web.json_response({"entries": [asdict(entry) for entry in entries[: int(limit)]]})
 
     async def _change(
-        self, before: Room, changes: Mapping[str, Any], author: str, reason: str
+        self, before: Room, changes: Mapping[str, Any], who: tuple[str, str, Token]
     ) -> web.Response:
         """Check and store a change; what changes nothing is answered, but is no new version."""
+        author, reason, token = who
+        # Before anything is checked: a check may look at files, which only an administrator may ask for.
+        require(token, role_for(changes))
         after = change_room(before, changes)
-        return self._answer(
-            before if after == before else await self._store.change(after, before, author, reason)
-        )
+        if after != before:
+            after = await self._store.change(after, before, author, reason, token.name)
+        return self._answer(after)
 
     async def _conflict(self, current: Room) -> NoReturn:
         entries = await self._store.audit(current.name, 1)
@@ -228,13 +215,17 @@ class _Admin:
 
 async def _body(request: web.Request, fields: Iterable[str]) -> dict[str, Any]:
     try:
-        body = json.loads(await request.read() or b"{}")
+        async with asyncio.timeout(BODY_PATIENCE):
+            body = json.loads(await request.read() or b"{}")
         # What the store could not keep, or could not give back, is refused here: infinities, half characters.
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, web.RequestPayloadError, ConnectionError):
         raise ProblemError(
             400, "The body is not JSON", "It could not be read as UTF-8 JSON.", "Send one JSON object."
         ) from None
+    except TimeoutError:
+        late = f"It took more than {BODY_PATIENCE:.0f} s."
+        raise ProblemError(408, "The body came too slowly", late, "Send it at once.") from None
     if not isinstance(body, dict):
         raise ProblemError(
             400, "The body is not an object", "It is JSON of another kind.", "Send one JSON object."
@@ -268,9 +259,9 @@ def _if_match(request: web.Request) -> int | None:
 
 def _told(change: Change) -> str:
     settings = ", ".join(f"{name} to {value!r}" for name, value in change.changed.items())
-    return f"{change.author} set {settings} with version {change.version}: {change.reason}"
+    by = f" (token {change.by})" if change.by else ""
+    return f"{change.author}{by} set {settings} with version {change.version}: {change.reason}"
 
 
-async def _never_stored(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Content-Type-Options"] = "nosniff"
+async def _seal(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(EVERY_ANSWER)

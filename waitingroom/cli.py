@@ -5,6 +5,7 @@ What only one command needs is imported inside it, so that `--help` and `status`
 
 import json
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from waitingroom import __version__
+from waitingroom.access import Role, token_line
 from waitingroom.config import ConfigError, load
+from waitingroom.options import PRIVATE, Author, Config, Json, Name, Reason, TokenFile, Url
 
 if TYPE_CHECKING:
     from waitingroom.remote import Remote
@@ -45,26 +48,10 @@ def _group(text: str) -> typer.Typer:
 app = _group("A waiting room in front of a shop: a fair queue for the day when everybody comes at once.")
 room_app = _group("Read and change the rooms of a running gateway.")
 config_app = _group("What can be set.")
-key_app = _group("Keys that sign tickets and passes.")
+key_app = _group("Keys that sign tickets and passes, and tokens of the admin API.")
 app.add_typer(room_app, name="room")
 app.add_typer(config_app, name="config")
 app.add_typer(key_app, name="key")
-
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the settings.")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
-Url = Annotated[str, typer.Option("--url", envvar="WAITINGROOM_URL", help="Private listener of the gateway.")]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file",
-        help="File with the admin token; else WAITINGROOM__ADMIN__TOKEN or ..._TOKEN_FILE, else "
-        ".waitingroom/admin.token.",
-    ),
-]
-Author = Annotated[str | None, typer.Option("--author", help="Who changes it; else your login name.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever reads the audit.")]
-Name = Annotated[str, typer.Argument(help="Name of the room.")]
-PRIVATE = "http://127.0.0.1:9090"
 
 
 def main() -> None:
@@ -178,16 +165,17 @@ def status(
     *,
     once: Annotated[bool, typer.Option("--once", help="Tell it once; 1 if something is wrong.")] = False,
     url: Url = PRIVATE,
+    token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
     """Tell how the rooms are.
 
-    Live on a terminal; elsewhere a line for each room every five seconds, or a JSON document with --json.
+    Live on a terminal; elsewhere a line for each room every five seconds, or a JSON document with --json. No
+    token is needed on the gateway's own machine, and none is sent that was not given for it.
     """
-    from waitingroom.remote import Remote
     from waitingroom.terminal import status_lines, watch
 
-    remote = Remote(url)
+    remote = _remote(url, token_file, anonymous=True)
     with _told():
         if once:
             told = remote.numbers()
@@ -330,10 +318,25 @@ def explain(
 @key_app.command(epilog=_epilog("(umask 077; waitingroom key new > signing.keys)"))
 def new(*, as_json: Json = False) -> None:
     """Print a new secret of 32 random bytes, for [tokens] keys_file or [admin] token_file."""
-    import secrets
-
     key = secrets.token_urlsafe(32)
     _write_json({"key": key}) if as_json else typer.echo(key)
+
+
+@key_app.command(epilog=_epilog("waitingroom key token --name anna --role operator"))
+def token(
+    name: Annotated[str, typer.Option("--name", help="Who it is for; the audit names them.")],
+    role: Annotated[Role, typer.Option("--role", help="What they may do.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Print a new admin token, and below it its line for the file in [admin] tokens_file.
+
+    The token has 256 random bits and is shown this once; the line has only its digest.
+    """
+    secret = secrets.token_urlsafe(32)
+    with _told():
+        line = token_line(name, role, secret)
+    _write_json({"token": secret, "line": line}) if as_json else typer.echo(f"{secret}\n{line}")
 
 
 @contextmanager
@@ -350,7 +353,7 @@ def _told() -> Iterator[None]:
         code = {404: MISUSE, 422: MISUSE, 503: OUT_OF_REACH}.get(error.status, FAILED)
         _fail(code, str(error), error.remedy)
     except OutOfReachError as error:
-        _fail(OUT_OF_REACH, f"{error}.", "Is it running? --url says where its private listener is.")
+        _fail(OUT_OF_REACH, f"{error}.", error.remedy)
     except EmbeddedError as error:
         _fail(OUT_OF_REACH, str(error))
     except OSError as error:
@@ -372,11 +375,11 @@ def _who(author: str | None, reason: str) -> dict[str, str]:
     return {"author": author or getpass.getuser(), "reason": reason}
 
 
-def _remote(url: str, token_file: Path | None) -> "Remote":
-    from waitingroom.remote import Remote, admin_token
+def _remote(url: str, token_file: Path | None, *, anonymous: bool = False) -> "Remote":
+    from waitingroom.remote import reach
 
     with _told():
-        return Remote(url, admin_token(token_file, os.environ))
+        return reach(url, token_file, os.environ, anonymous=anonymous)
 
 
 def _act(action: str, name: str, who: dict[str, str], remote: "Remote", *, as_json: bool) -> None:

@@ -49,6 +49,8 @@ class Server:
     trusted_proxies: tuple[str, ...] = setting((), "Networks whose forwarded headers count.")
     tls_certificate: str = setting("", "File with the certificate chain; turns TLS on.")
     tls_key: str = setting("", "File with the private key of the certificate.")
+    private_tls_certificate: str = setting("", "File with a certificate chain for the private listener.")
+    private_tls_key: str = setting("", "File with the private key of that certificate.")
     max_connections: int = setting(10_000, "Connections of shoppers at one time.", ge=1)
     max_head_bytes: int = setting(32_768, "Largest request line and headers.", ge=1024, le=1_048_576)
     max_headers: int = setting(100, "Most headers of a request.", ge=10, le=1000)
@@ -103,6 +105,14 @@ class AdminSettings:
         pattern=r"^(.{16,})?$",
     )
     token_file: str = setting("", "File with the bearer token.")
+    tokens_file: str = setting("", "File with one token a line: name, role, sha256:digest.")
+    allow_plaintext: bool = setting(
+        False, "Let the private listener be reached from other machines without TLS."
+    )
+    open_console: bool = setting(False, "Let other machines, too, read console and metrics without a token.")
+    hosts: tuple[str, ...] = setting(
+        (), "Names under which console and metrics may be read without a token, besides localhost."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,9 +349,11 @@ def _check_together(settings: Settings, source: _Source) -> None:
         except ValueError as error:
             where = source.where("[server]", "trusted_proxies")
             raise ConfigError(where, f"{error}.", "Write networks such as 10.0.0.0/8.") from None
-    if bool(settings.server.tls_certificate) != bool(settings.server.tls_key):
-        where = source.where("[server]", "tls_certificate")
-        raise ConfigError(where, "needs tls_key, and the other way round.", "Give both or neither.")
+    for prefix in ("", "private_"):
+        certificate, key = f"{prefix}tls_certificate", f"{prefix}tls_key"
+        if bool(getattr(settings.server, certificate)) != bool(getattr(settings.server, key)):
+            where = source.where("[server]", certificate)
+            raise ConfigError(where, f"needs {key}, and the other way round.", "Give both or neither.")
     names: set[str] = set()
     for index, room in enumerate(settings.rooms, 1):
         label = f"[[rooms]] {index}"

@@ -5,12 +5,21 @@ Each says what is wrong and what to do about it. Bad input never becomes a 500.
 
 import difflib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import hdrs, web
 
 from waitingroom.config import ConfigError
 from waitingroom.store import StoreUnavailableError, UnknownRoomError
+
+EVERY_ANSWER = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Server": "waitingroom",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Headers of every answer of the private listener, good or bad."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -54,9 +63,20 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except (StoreUnavailableError, UnknownRoomError) as error:
         return _store_away(error).response()
     except web.HTTPException as error:
-        headers = {"Allow": error.headers[hdrs.ALLOW]} if hdrs.ALLOW in error.headers else None
-        remedy = "docs/cli.md lists what there is."
-        return ProblemError(error.status, error.reason, f"{error.reason}.", remedy, headers).response()
+        return refusal(error).response()
+
+
+def refusal(error: web.HTTPException) -> ProblemError:
+    """What aiohttp refuses by itself, without what it says of it: that may repeat the request."""
+    headers = {"Allow": error.headers[hdrs.ALLOW]} if hdrs.ALLOW in error.headers else None
+    reason = HTTPStatus(error.status).phrase
+    return ProblemError(error.status, reason, f"{reason}.", "docs/cli.md lists what there is.", headers)
+
+
+def unreadable(status: int) -> ProblemError:
+    """The request is no HTTP that is acceptable; nothing of it is repeated."""
+    detail, remedy = "The request could not be read.", "Send HTTP/1.1 by the book."
+    return ProblemError(status, "Not acceptable HTTP", detail, remedy)
 
 
 def refused(setting: str, what: str, remedy: str) -> ProblemError:

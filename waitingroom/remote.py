@@ -2,19 +2,36 @@
 
 import http.client
 import json
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
-from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import (
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    build_opener,
+)
 
 from waitingroom.config import PREFIX, ConfigError, StoreSettings
 
+CA_FILE = "WAITINGROOM_CA_FILE"
+"""Variable that names a file with the authorities to trust, instead of the system's."""
+
 
 class OutOfReachError(Exception):
-    """Nobody answered at the address, or not as a gateway does."""
+    """Nobody answered at the address, or not as a gateway does; `remedy` is what to do about it."""
+
+    def __init__(
+        self, what: str, remedy: str = "Is it running? --url says where its private listener is."
+    ) -> None:
+        super().__init__(what)
+        self.remedy = remedy
 
 
 class RefusedError(Exception):
@@ -38,9 +55,9 @@ class _NoRedirects(HTTPRedirectHandler):
         """Follow none."""
 
 
-def _opener() -> OpenerDirector:
+def _opener(context: ssl.SSLContext | None) -> OpenerDirector:
     # A proxy of the environment is for the outside world; it cannot reach our loopback.
-    return build_opener(ProxyHandler({}), _NoRedirects())
+    return build_opener(ProxyHandler({}), _NoRedirects(), HTTPSHandler(context=context))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +68,13 @@ class Remote:
         url: such as http://127.0.0.1:9090.
         token: bearer token of the admin API; not needed for `numbers`.
         timeout: seconds.
+        authorities: whom to trust with https; None: whom the system trusts.
     """
 
     url: str
     token: str = ""
     timeout: float = 5.0
+    authorities: ssl.SSLContext | None = None
 
     def numbers(self) -> dict[str, Any]:
         """What the console shows.
@@ -103,14 +122,41 @@ class Remote:
             raise OutOfReachError(f"{self.url} is not an address; write for example http://127.0.0.1:9090")
         request = Request(address, data, sent, method=method)  # noqa: S310 - the scheme was looked at above
         try:
-            with _opener().open(request, timeout=self.timeout) as response:
+            with _opener(self.authorities).open(request, timeout=self.timeout) as response:
                 return _document(response.read())
         except HTTPError as error:
             with error:
                 raise RefusedError(error.code, _document(error.read())) from None
         except (URLError, http.client.HTTPException, OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or error
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                what = f"the certificate at {self.url} is not trusted: {reason.verify_message}"
+                remedy = f"{CA_FILE} may name a file with the authority that signed it."
+                raise OutOfReachError(what, remedy) from None
             raise OutOfReachError(f"no gateway answers at {self.url}: {reason}") from None
+
+
+def reach(url: str, given: Path | None, environ: Mapping[str, str], *, anonymous: bool = False) -> Remote:
+    """The private listener at an address, with the token and the authorities that are given.
+
+    Args:
+        url: of the listener.
+        given: file with the token.
+        environ: where token and authorities are looked for, too.
+        anonymous: whether it may be asked without a token; then only one that was named for it is sent.
+
+    Raises:
+        ConfigError: the token or the authorities cannot be read.
+    """
+    named = given or any(environ.get(f"{PREFIX}ADMIN__{name}") for name in ("TOKEN", "TOKEN_FILE"))
+    token = admin_token(given, environ) if named or not anonymous else ""
+    file = environ.get(CA_FILE)
+    try:
+        authorities = ssl.create_default_context(cafile=file) if file else None
+    except OSError as error:
+        remedy = "Name a PEM file with the authority that signed the gateway's certificate."
+        raise ConfigError(CA_FILE, f"{file} cannot be used: {error.strerror or error}.", remedy) from None
+    return Remote(url, token, authorities=authorities)
 
 
 def admin_token(given: Path | None, environ: Mapping[str, str]) -> str:

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import structlog
-from aiohttp import web
 
+from waitingroom.access import Access, Token, check_exposure, parse_tokens
 from waitingroom.admin import application
 from waitingroom.answers import Answers, Visit
 from waitingroom.config import ConfigError, Settings, differences
@@ -23,6 +23,7 @@ from waitingroom.embedded import EmbeddedValkey
 from waitingroom.gateway import Gateway
 from waitingroom.http1 import Limits, Listener
 from waitingroom.pages import Pages
+from waitingroom.private import open_private
 from waitingroom.proxy import OriginLimits, Upstream
 from waitingroom.requestlog import RequestLog
 from waitingroom.room import Room
@@ -53,7 +54,7 @@ class Server:
     Attributes:
         public_address, private_address: where the two listeners are, once started.
         store_url: where the queue is kept.
-        admin_token: the bearer token of the admin API.
+        access: who may do what on the private listener, once started.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Server:
         self.public_address: Address = ("", 0)
         self.private_address: Address = ("", 0)
         self.store_url = settings.store.url
-        self.admin_token = ""
+        self.access: Access
         self._log = log
         self._clock = clock
         self._data = Path(settings.store.data)
@@ -89,6 +90,7 @@ class Server:
 
     async def _start(self) -> None:
         settings = self.settings
+        check_exposure(settings)
         try:
             self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -96,7 +98,7 @@ class Server:
                 "[store] data", str(self._data), error, "Name a folder that can be made."
             ) from None
         keyring = _keyring(settings, self._data)
-        self.admin_token = _admin_token(settings, self._data)
+        self.access = Access.of(settings, admin_tokens(settings, self._data))
         self._telemetry = Telemetry([room.name for room in settings.rooms], self._log)
         self._store = await self._open_store()
         self._pages = Pages(())
@@ -207,7 +209,8 @@ class Server:
         host, port = parse_address(settings.listen)
         loop = asyncio.get_running_loop()
         try:
-            server = await loop.create_server(listener, host, port, ssl=_tls(self.settings), backlog=4096)
+            context = _tls(settings.tls_certificate, settings.tls_key, "[server] tls_certificate")
+            server = await loop.create_server(listener, host, port, ssl=context, backlog=4096)
         except OSError as error:
             raise _unusable("[server] listen", settings.listen, error, _ELSEWHERE) from None
         self.public_address = server.sockets[0].getsockname()[:2]
@@ -238,18 +241,18 @@ class Server:
             await upstream.close()
 
     async def _listen_privately(self) -> None:
-        host, port = parse_address(self.settings.server.private_listen)
-        app = application(self._desks, self._store, self._telemetry, self.admin_token)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, host, port)
+        settings = self.settings.server
+        host, port = parse_address(settings.private_listen)
+        where = "[server] private_tls_certificate"
+        context = _tls(settings.private_tls_certificate, settings.private_tls_key, where)
+        app = application(self._desks, self._store, self._telemetry, self.access)
         try:
-            await site.start()
+            self.private_address = await self._stack.enter_async_context(
+                open_private(app, host, port, context, self._telemetry)
+            )
         except OSError as error:
             where = "[server] private_listen"
-            raise _unusable(where, self.settings.server.private_listen, error, _ELSEWHERE) from None
-        self.private_address = runner.addresses[0][:2]
+            raise _unusable(where, settings.private_listen, error, _ELSEWHERE) from None
 
 
 def parse_address(text: str) -> Address:
@@ -268,18 +271,16 @@ def _shown(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    server = settings.server
-    if not server.tls_certificate:
+def _tls(certificate: str, key: str, where: str) -> ssl.SSLContext | None:
+    if not certificate:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(server.tls_certificate, server.tls_key)
+        context.load_cert_chain(certificate, key)
     except OSError as error:
-        pair = f"{server.tls_certificate} with {server.tls_key}"
         remedy = "Both must be readable PEM files, and belong together."
-        raise _unusable("[server] tls_certificate", pair, error, remedy) from None
+        raise _unusable(where, f"{certificate} with {key}", error, remedy) from None
     return context
 
 
@@ -298,17 +299,30 @@ def _keyring(settings: Settings, data: Path) -> Keyring:
         raise ConfigError("[tokens] keys", f"{error}.", remedy) from None
 
 
-def _admin_token(settings: Settings, data: Path) -> str:
-    if settings.admin.token_file:
-        return _secret(settings.admin.token_file, "[admin] token_file").strip()
-    return settings.admin.token or _made(data / "admin.token")
+def admin_tokens(settings: Settings, data: Path) -> tuple[Token, ...]:
+    """The tokens of the admin API; where none is given, one is made in the data folder.
+
+    Raises:
+        ConfigError: naming file, line and remedy.
+    """
+    admin = settings.admin
+    plain, listed = admin.token or None, ""
+    if admin.token_file:
+        plain = _secret(admin.token_file, "[admin] token_file").strip()
+    elif not plain and not admin.tokens_file:
+        plain = _made(data / "admin.token")
+    if admin.tokens_file:
+        listed = _secret(admin.tokens_file, "[admin] tokens_file")
+    return parse_tokens(listed, admin.tokens_file, plain)
 
 
 def _secret(path: str, where: str) -> str:
     try:
-        return Path(path).read_text()
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise _unusable(where, path, error, "Name a file that the gateway may read.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(where, f"{path} is not UTF-8 text.", "Save it as UTF-8.") from None
 
 
 def _made(path: Path) -> str:

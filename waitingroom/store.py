@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha1
 from typing import Any, TypeVar, cast
 
@@ -61,7 +61,7 @@ class ConflictError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry of the audit stream."""
+    """One entry of the audit stream; `by` is the name of the token, empty in entries of old."""
 
     room: str
     version: int
@@ -69,6 +69,7 @@ class Change:
     reason: str
     changed: Mapping[str, Any]
     at: float
+    by: str = ""
 
 
 class Store:
@@ -153,7 +154,7 @@ class Store:
             raise UnknownRoomError(name)
         return load_room(text)
 
-    async def change(self, room: Room, before: Room, author: str, reason: str) -> Room:
+    async def change(self, room: Room, before: Room, author: str, reason: str, by: str = "") -> Room:
         """Put `room` in the place of `before`, if nobody was faster, and write down who did and why.
 
         Raises:
@@ -166,13 +167,8 @@ class Store:
         changed = {
             name: value for name, value in asdict(new).items() if value != old[name] and name != "version"
         }
-        entry = {
-            "version": new.version,
-            "author": author,
-            "reason": reason,
-            "changed": changed,
-            "at": time.time(),
-        }
+        who = {"author": author, "by": by, "reason": reason}
+        entry = {"version": new.version, **who, "changed": changed, "at": time.time()}
         header = {"version": before.version, "config": dump_room(new), "entry": json.dumps(entry)}
         reply = await self._run("configure", room.name, header)
         if reply[0] == b"conflict":
@@ -180,10 +176,12 @@ class Store:
         return load_room(reply[1])
 
     async def audit(self, name: str, most: int = 100) -> list[Change]:
-        """The last changes of a room, newest first."""
+        """The last changes of a room, newest first; what newer gateways add to an entry is passed over."""
         entries = await self._guard("audit", self._client.xrevrange(key_of(name, "audit"), count=most))
         found = cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)
-        return [Change(room=name, **json.loads(fields[b"entry"])) for _, fields in found]
+        known = {item.name for item in fields(Change)}
+        told = (json.loads(entry[b"entry"]) for _, entry in found)
+        return [Change(room=name, **{key: was[key] for key in was if key in known}) for was in told]
 
     def knock(self, room: str, knock: Knock) -> "asyncio.Future[Answer]":
         """Let somebody knock. All who do in the same turn of the event loop share one call.

@@ -37,8 +37,12 @@ NO_ROOM = "-"
 OriginError = Literal["connect", "timeout", "reset", "protocol", "answer"]
 """Why the origin failed a request; `answer` is a 5xx of its own."""
 
+AdminOutcome = Literal["ok", "unauthenticated", "forbidden", "limited", "refused", "failed", "turned_away"]
+"""What became of a request to the private listener; monitoring/METRICS.md says what each means."""
+
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 ORIGIN_ERRORS: tuple[OriginError, ...] = get_args(OriginError)
+ADMIN_OUTCOMES: tuple[AdminOutcome, ...] = get_args(AdminOutcome)
 
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STORE_LATENCIES = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -124,6 +128,12 @@ METRICS = (
     Row("store_call_seconds", "histogram", "How long calls to the store took.", ("call",), STORE_LATENCIES),
     Row("event_loop_lag_seconds", "histogram", "How late the event loop ran a timer.", (), LATENCIES),
     Row("log_lines_dropped_total", "counter", "Log lines lost because nobody read them."),
+    Row(
+        "admin_requests_total",
+        "counter",
+        "Requests for the admin API, and refused ones for the rest of the private listener.",
+        ("outcome",),
+    ),
 )
 
 
@@ -185,6 +195,8 @@ class Telemetry:
         self._refusals: Mapping[int, int] | None = None
         for room in (NO_ROOM, *rooms):
             self._prepare(room)
+        for outcome in ADMIN_OUTCOMES:
+            self._numbers["admin_requests_total"][outcome,] = 0
         self.registry = CollectorRegistry()
         self.registry.register(cast("Collector", self))
         ProcessCollector(registry=self.registry)
@@ -245,6 +257,10 @@ class Telemetry:
     def arrivals(self, room: str, count: int) -> None:
         """Say how many people have come who could not be given a number yet."""
         self._numbers["arrivals_open"][room,] = count
+
+    def admin_request(self, outcome: AdminOutcome) -> None:
+        """Count a request to the private listener."""
+        self._numbers["admin_requests_total"][outcome,] += 1
 
     def loop_lag(self, seconds: float) -> None:
         """Note how late the event loop ran a timer."""

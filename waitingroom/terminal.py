@@ -175,7 +175,8 @@ def stdout() -> Console:
 
 def _change(change: dict[str, Any]) -> str:
     changed = ", ".join(f"{name} = {_value(value)}" for name, value in change["changed"].items())
-    return f"{change['author']}: {changed} ({change['reason']})"
+    by = f", token {change['by']}" if change.get("by") else ""
+    return f"{change['author']}: {changed} ({change['reason']}){by}"
 
 
 def _value(value: object) -> str:
