@@ -28,6 +28,7 @@ from waitingroom.config import Settings, load_text
 
 ROOM = '[[rooms]]\nname = "{name}"\nupstream = "http://127.0.0.1:9"\n'
 SALE = ROOM.format(name="sale")
+PRIVATE_TLS = "private_tls_certificate = 'p.pem'\nprivate_tls_key = 'p.key'"
 GOOD_STORE = {"valkey_version": "9.1.2", "role": "master", "aof_enabled": 1, "connected_slaves": 1}
 
 
@@ -81,8 +82,18 @@ def test_limits_that_fit_are_good() -> None:
 @pytest.mark.parametrize(
     ("server", "level", "words"),
     [
-        ("private_listen = '0.0.0.0:9090'", Level.WARNING, "reached from other machines"),
-        ("private_listen = 'gateway.example:9090'", Level.WARNING, "reached from other machines"),
+        ("private_listen = '0.0.0.0:9090'", Level.ERROR, "reached from other machines, and has no TLS"),
+        ("private_listen = 'gateway.example:9090'", Level.ERROR, "reached from other machines"),
+        (
+            "private_listen = '0.0.0.0:9090'\n[admin]\nallow_plaintext = true",
+            Level.NOTICE,
+            "from other machines without TLS",
+        ),
+        (
+            f"private_listen = '0.0.0.0:9090'\n{PRIVATE_TLS}\n[admin]\nopen_console = true",
+            Level.NOTICE,
+            "console and metrics at 0.0.0.0:9090 need no token",
+        ),
         ("listen = '0.0.0.0:80'", Level.NOTICE, "no proxy is trusted"),
         ("listen = '[::]:80'\ntrusted_proxies = ['0.0.0.0/0']", Level.WARNING, "the whole world"),
         ("listen = '127.0.0.1:80'", Level.NOTICE, "this machine only"),
@@ -99,6 +110,8 @@ def test_listeners_as_they_should_be_are_good() -> None:
         "[server]\nlisten = '0.0.0.0:80'\ntrusted_proxies = ['10.0.0.0/8']\nprivate_listen = '[::1]:9090'\n"
     )
     assert told(judge_listeners(settings(server + SALE))) == {}
+    with_tls = server.replace("[::1]", "[::]") + PRIVATE_TLS + "\n"
+    assert told(judge_listeners(settings(with_tls + SALE))) == {}
 
 
 def test_a_shared_store_needs_a_shared_key() -> None:
@@ -252,6 +265,39 @@ token_file = '{missing}'
     )
     chain.write_text("nothing of the kind")
     assert any(f"{chain} cannot be used" in text for text in check(text, tmp_path)[1])
+
+
+def test_the_private_certificate_is_looked_at(
+    tmp_path: Path, certificate: Callable[[int], tuple[Path, Path]]
+) -> None:
+    """That of the private listener is judged as the other is, and named apart from it."""
+    chain, key = certificate(10)
+    files = f"[server]\nprivate_tls_certificate = '{chain}'\nprivate_tls_key = '{key}'\n"
+    found = check(files + SALE, tmp_path)[1]
+    assert [level for text, level in found.items() if text.startswith("private certificate: it ends")] == [
+        "warning"
+    ]
+    assert not [text for text in found if text.startswith("certificate")]
+
+
+@pytest.mark.parametrize(
+    ("listed", "mode", "level", "words"),
+    [
+        ("anna viewer sha256:" + "0" * 64, 0o600, "ok", "admin tokens: 1 may come in"),
+        ("anna viewer sha256:" + "0" * 64, 0o644, "warning", "is open to others"),
+        ("anna boss sha256:" + "0" * 64, 0o600, "error", "tokens line 1: has a role that there is not"),
+        ("a-token-in-clear-text", 0o600, "error", "tokens line 1: is not a name, a role and a digest"),
+    ],
+)
+def test_the_file_of_tokens_is_read(tmp_path: Path, listed: str, mode: int, level: str, words: str) -> None:
+    """What the gateway would refuse is found before, without a token being made or shown."""
+    file = tmp_path / "tokens"
+    file.write_text(listed)
+    file.chmod(mode)
+    _, found = check(f"[admin]\ntokens_file = '{file}'\n{SALE}", tmp_path)
+    assert [its for text, its in found.items() if words in text] == [level]
+    assert not [text for text in found if "clear-text" in text]
+    assert not (tmp_path / "data" / "admin.token").exists()
 
 
 def test_a_real_store_is_judged(tmp_path: Path, valkey_url: str) -> None:

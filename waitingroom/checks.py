@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.util import find_spec
-from ipaddress import ip_address
 from typing import Any
 
-from waitingroom.config import Settings
+from waitingroom.access import check_exposure, is_loopback
+from waitingroom.config import ConfigError, Settings
 from waitingroom.durations import format_duration
 from waitingroom.room import Room
 from waitingroom.tickets import SHORTEST_KEY
@@ -122,17 +122,9 @@ def _judge_cookies(room: Room, settings: Settings) -> Findings:
 
 def judge_listeners(settings: Settings) -> Findings:
     """Who can reach what."""
+    yield _judge_private(settings)
     server = settings.server
-    if _is_loopback(server.private_listen):
-        yield Finding(
-            Level.OK, "private listener", f"{server.private_listen} is reached from this machine only"
-        )
-    else:
-        why = "Metrics and console need no token, and the admin API can stop the sale."
-        mend = "Listen on 127.0.0.1, or let a firewall admit Prometheus and the people on call only."
-        what = f"{server.private_listen} can be reached from other machines"
-        yield Finding(Level.WARNING, "private listener", what, why, mend)
-    if _is_loopback(server.listen):
+    if is_loopback(server.listen):
         what = f"{server.listen} is reached from this machine only"
         why, mend = (
             "Shoppers need a proxy on this machine to come in.",
@@ -147,6 +139,30 @@ def judge_listeners(settings: Settings) -> Findings:
         why = "Anybody could write any address into the headers, and be somebody else in the log."
         mend = "Name only the networks of your own proxies."
         yield Finding(Level.WARNING, "listener", "trusted_proxies trusts the whole world", why, mend)
+
+
+def _judge_private(settings: Settings) -> Finding:
+    subject, listen = "private listener", settings.server.private_listen
+    try:
+        check_exposure(settings)
+    except ConfigError as error:
+        why = "Tokens would travel in clear text, and whoever has one can stop the sale: it refuses to start."
+        return Finding(Level.ERROR, subject, error.what.rstrip("."), why, error.remedy)
+    if is_loopback(listen):
+        return Finding(Level.OK, subject, f"{listen} is reached from this machine only")
+    if not settings.server.private_tls_certificate:
+        why = "Whoever can listen in on the way has the tokens, and can stop the sale."
+        mend = "See that something else encrypts, or give private_tls_certificate and private_tls_key."
+        return Finding(
+            Level.NOTICE, subject, f"{listen} is reached from other machines without TLS", why, mend
+        )
+    if settings.admin.open_console:
+        why = "Whoever reaches it can watch the sale; changing anything still needs a token."
+        mend = (
+            "Leave [admin] open_console out, or let a firewall admit Prometheus and the people on call only."
+        )
+        return Finding(Level.NOTICE, subject, f"console and metrics at {listen} need no token", why, mend)
+    return Finding(Level.OK, subject, f"{listen} is reached by TLS, and with a token only")
 
 
 def judge_secrets(settings: Settings) -> Findings:
@@ -165,7 +181,7 @@ def judge_secrets(settings: Settings) -> Findings:
         yield Finding(
             Level.OK, "signing key", "given" if given else "made at the first start, kept in the data folder"
         )
-    made = not (admin.token or admin.token_file)
+    made = not (admin.token or admin.token_file or admin.tokens_file)
     yield Finding(Level.OK, "admin token", "made at the first start" if made else "given")
 
 
@@ -232,15 +248,15 @@ def judge_store(
         yield Finding(Level.WARNING, "clock", f"the store's is {offset:+.1f} s from ours", why, mend)
 
 
-def judge_certificate(expires: float, now: float) -> Finding:
+def judge_certificate(expires: float, now: float, subject: str = "certificate") -> Finding:
     """Whether a certificate lasts; Unix times."""
     day = datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%d")
-    why, mend = "Browsers then refuse the shop altogether.", "Renew it, then restart the gateways one by one."
+    why, mend = "Clients then refuse to connect at all.", "Renew it, then restart the gateways one by one."
     if expires <= now:
-        return Finding(Level.ERROR, "certificate", f"it ended on {day}", why, mend)
+        return Finding(Level.ERROR, subject, f"it ended on {day}", why, mend)
     if expires - now < EXPIRES_SOON:
-        return Finding(Level.WARNING, "certificate", f"it ends on {day}", why, mend)
-    return Finding(Level.OK, "certificate", f"valid until {day}")
+        return Finding(Level.WARNING, subject, f"it ends on {day}", why, mend)
+    return Finding(Level.OK, subject, f"valid until {day}")
 
 
 def certificate_end(pem: str) -> float:
@@ -271,11 +287,3 @@ def certificate_end(pem: str) -> float:
         raise ValueError("it is cut short") from None
     century = "" if tag == 0x18 else "20"  # noqa: PLR2004 - the tag of a time with four digits of year
     return datetime.strptime(f"{century}{der[start:end].decode()}+0000", "%Y%m%d%H%M%SZ%z").timestamp()
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -23,9 +23,10 @@ from waitingroom.checks import (
     judge_secrets,
     judge_store,
 )
-from waitingroom.config import Settings
+from waitingroom.config import ConfigError, Settings
 from waitingroom.embedded import SOCKET, EmbeddedError, binary
 from waitingroom.room import Room
+from waitingroom.server import admin_tokens
 from waitingroom.store import Store, StoreUnavailableError
 
 SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
@@ -52,25 +53,45 @@ def _somaxconn() -> int | None:
 
 def _files(settings: Settings) -> Findings:
     server = settings.server
-    if server.tls_certificate:
-        yield _certificate(server.tls_certificate, server.tls_key)
-    for name, path in (
-        ("signing key", settings.tokens.keys_file),
-        ("admin token", settings.admin.token_file),
+    for name, certificate, key in (
+        ("certificate", server.tls_certificate, server.tls_key),
+        ("private certificate", server.private_tls_certificate, server.private_tls_key),
     ):
-        if path:
-            yield _secret(name, Path(path))
+        if certificate:
+            yield _certificate(name, certificate, key)
+    admin = settings.admin
+    named = (
+        ("signing key", settings.tokens.keys_file),
+        ("admin token", admin.token_file),
+        ("admin tokens", admin.tokens_file),
+    )
+    secrets = [_secret(name, Path(path)) for name, path in named if path]
+    yield from secrets
+    given = admin.token or admin.token_file or admin.tokens_file
+    if given and all(finding.level is not Level.ERROR for finding in secrets):
+        yield from _tokens(settings)
     for room in settings.rooms:
         yield _branding(room)
 
 
-def _certificate(certificate: str, key: str) -> Finding:
+def _certificate(subject: str, certificate: str, key: str) -> Finding:
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
-        return judge_certificate(certificate_end(Path(certificate).read_text()), time.time())
+        return judge_certificate(certificate_end(Path(certificate).read_text()), time.time(), subject)
     except (OSError, ValueError) as error:
         why, mend = "The gateway does not start with it.", "Give a PEM chain and the key that belongs to it."
-        return Finding(Level.ERROR, "certificate", f"{certificate} cannot be used: {error}", why, mend)
+        return Finding(Level.ERROR, subject, f"{certificate} cannot be used: {error}", why, mend)
+
+
+def _tokens(settings: Settings) -> Findings:
+    """What the gateway would say of the tokens that are given; it makes none where some are."""
+    try:
+        tokens = admin_tokens(settings, Path(settings.store.data))
+    except ConfigError as error:
+        why = "The gateway does not start with it."
+        yield Finding(Level.ERROR, "admin tokens", f"{error.where}: {error.what}", why, error.remedy)
+    else:
+        yield Finding(Level.OK, "admin tokens", f"{len(tokens)} may come in")
 
 
 def _secret(name: str, path: Path) -> Finding:
