@@ -14,7 +14,7 @@ from tests.house import ROOM, House, house
 from waitingroom.handin import HandIn
 from waitingroom.room import Room
 from waitingroom.store import Store, StoreUnavailableError
-from waitingroom.ticker import Ticker
+from waitingroom.ticker import LONGEST, Ticker
 
 
 def ticker(shop: House, seen: list[Room] | None = None) -> Ticker:
@@ -92,19 +92,24 @@ async def test_whatever_goes_wrong_the_next_tick_comes(
     assert "tick_failed" in "".join(capfd.readouterr())
 
 
-async def test_no_room_holds_up_another(valkey_url: str, tmp_path: Path) -> None:
-    """A room whose configuration the store cannot read fails by itself."""
+@pytest.mark.parametrize("key", ["config", "state", "offers", "active", "ended", "gateways", "blocks"])
+async def test_no_room_holds_up_another(valkey_url: str, tmp_path: Path, key: str) -> None:
+    """A room with a key that holds something else fails by itself, whoever knocks there gets an answer."""
     rooms = (ROOM, Room(name="broken", path="/broken"))
     async with house(valkey_url, tmp_path, *rooms) as shop:
         with redis.Redis.from_url(valkey_url) as client:
-            client.set("wr:{broken}:config", "no JSON at all")
+            client.set(f"wr:{{broken}}:{key}", "no JSON at all", px=600_000)
         task = asyncio.create_task(ticker(shop, []).run())
         await eventually(lambda: shop.metric("tick_failures_total", room="broken") >= 2)
         shop.clock.advance(1000)
         await eventually(lambda: shop.desk().snapshot.clock == shop.clock.now)
         assert shop.metric("tick_failures_total", room="sale") == 0
+        assert (await shop.shopper().visit("/broken")).state in {"waiting", "unavailable"}
+        assert (await shop.shopper().visit("/goods")).inside
         task.cancel()
         await asyncio.wait([task])
+        with redis.Redis.from_url(valkey_url) as client:
+            client.delete(*client.scan_iter("wr:{broken}:*"))
 
 
 async def test_a_room_that_the_store_has_lost_is_given_to_it_again(valkey_url: str, tmp_path: Path) -> None:
@@ -121,6 +126,29 @@ async def test_a_room_that_the_store_has_lost_is_given_to_it_again(valkey_url: s
         assert (await inside.visit()).inside
         assert shop.desk().snapshot.inside == 1
         assert shop.desk().snapshot.issued > number
+
+
+async def test_failures_are_tried_again_with_ever_longer_pauses(
+    valkey_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """But never longer than two seconds, so that a store that is back is noticed; the log is not flooded."""
+    async with house(valkey_url, tmp_path) as shop:
+        server = shop.gateways[0]
+        away = Store("unix:///nowhere.sock", "a", timeout=0.1, clock=SOURCE)
+        cut_off = Ticker(server._desks, away, server._telemetry, server._changed, 0.25, lambda: 1.0)
+        pauses = []
+        for _ in range(20):
+            await cut_off.attempt(shop.desk())
+            pauses.append(cut_off._pause(shop.desk()))
+        assert pauses[:5] == [0.25, 0.5, 1.0, 2.0, 2.0]
+        assert max(pauses) == LONGEST
+        cut_off._store = server._store
+        await cut_off.attempt(shop.desk())
+        assert cut_off._pause(shop.desk()) == 0.25
+        await away.close()
+    said = "".join(capfd.readouterr())
+    assert said.count("store_unavailable") == 5
+    assert said.count("store_answers_again") == 1
 
 
 async def test_ticks_come_sooner_while_the_limiter_says_so(valkey_url: str, tmp_path: Path) -> None:
