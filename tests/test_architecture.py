@@ -124,7 +124,7 @@ def test_every_test_states_its_promise() -> None:
     ] == []
 
 
-@pytest.mark.parametrize("module", ["room", "tickets", "heads", "forwarded", "desk", "access"])
+@pytest.mark.parametrize("module", ["room", "tickets", "heads", "forwarded", "desk", "access", "challenge"])
 def test_decisions_need_no_network(module: str) -> None:
     """The pure modules load neither an HTTP library, nor the store's client, nor an event loop."""
     assert loaded_by(f"import waitingroom.{module}") & {"aiohttp", "redis", "uvloop", "pydantic"} == set()

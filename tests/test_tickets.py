@@ -170,3 +170,13 @@ def test_cookie_is_named_by_how_the_visitor_came() -> None:
     names = [cookie_name("sale", "http"), cookie_name("sale", "https", "d"), cookie_name("sale", "https")]
     assert names == ["wr-sale", "__Secure-wr-sale", "__Host-wr-sale"]
     assert [name.decode() for name in cookie_names("sale")] == names[::-1]
+
+
+def test_derived_keys_are_their_own() -> None:
+    """Each purpose has keys of its own, one of each of ours in order, and none of them signs a ticket."""
+    ring = Keyring([NEW, OLD])
+    first, second = ring.derived(b"challenge")
+    assert len({first, second, *ring.derived(b"other"), NEW, OLD}) == 6
+    assert Keyring([OLD]).derived(b"challenge") == (second,)
+    with pytest.raises(InvalidTokenError):
+        ring.verify(Keyring([first]).sign(TOKEN), "sale")

@@ -152,6 +152,10 @@ class Keyring:
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise InvalidTokenError("malformed") from None
 
+    def derived(self, purpose: bytes) -> tuple[bytes, ...]:
+        """Keys for another purpose, one of each of ours in the same order; none of them tells its origin."""
+        return tuple(hmac.digest(key, b"for " + purpose, "sha256") for key in self._by_header.values())
+
     def _estranged(self, header: bytes) -> str:
         """Why a header is none of ours; ValueError or TypeError if it is no header at all."""
         told = json.loads(_unb64(header))
