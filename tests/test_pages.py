@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waitingroom import branding, locales
+from waitingroom.challenge import Seal
 from waitingroom.documents import cloudflare_json, problem_json, status_json
 from waitingroom.pages import (
     Form,
@@ -510,3 +511,51 @@ def test_gzip_stream_is_the_filled_text(parts: list[tuple[str, str]], size: int)
     stencil = Stencil("".join(text * 40 + hole(name) for text, name in parts) + "end" * 200)
     values = {"a": b"x" * size, "b": b"", "c": "ü".encode()}
     assert gzip.decompress(stencil.gzip(values)) == stencil.fill(values)
+
+
+CHALLENGE = Seal([b"k" * 32]).challenge("sale", "c00002", 16, 1_790_000_000_000, b"n" * 12)
+
+
+def challenged(pages: Pages, tag: str = "en", room: Room = ROOM, target: str = "/drop") -> Page:
+    """The page that has a newcomer's browser show that it is one."""
+    about = {"host": "a.example", "languages": tag, "accepts_gzip": True, "target": target}
+    return pages.render_challenge(room, CHALLENGE, 10, **about)  # type: ignore[arg-type]  # keywords of each type
+
+
+@pytest.mark.parametrize("tag", LANGUAGES)
+def test_the_challenge_renders_in_every_language(pages: Pages, tag: str) -> None:
+    """There is a small, complete page for a challenged newcomer in their language, true without scripts."""
+    page = challenged(pages, tag)
+    html = gzip.decompress(page.body).decode()
+    language = LANGUAGES[tag]
+    for text in (*map(language.say, ("challenge_title", "challenge_lead", "challenge_button")),):
+        assert escape(text) in visible(html)
+    assert escape(language.count("challenge_delay", 10)) in visible(html)
+    assert '<noscript><meta http-equiv="refresh" content="10;url=/drop"></noscript>' in html
+    assert f'method="post" action="/.waitingroom/join?room=sale&amp;proof={CHALLENGE.text}"' in html
+    assert "\0" not in html
+    assert len(page.body) <= SIZE_LIMIT
+    assert header(page, b"Waiting-Room") == "challenge"
+    assert header(page, b"Retry-After") == "10"
+
+
+def test_the_challenge_with_the_largest_logo_is_small_enough(tmp_path: Path) -> None:
+    """Even with a logo at its limit the page comes in one response of at most 14 kB."""
+    noise = b"".join(sha256(bytes([n])).digest() for n in range(256))[: branding.LOGO_LIMIT - 8]
+    (logo := tmp_path / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + noise)
+    room = replace(ROOM, shop_logo=str(logo))
+    pages = Pages([room])
+    assert max(len(challenged(pages, tag, room).body) for tag in LANGUAGES) <= SIZE_LIMIT
+
+
+def test_the_challenge_runs_its_own_script_alone(pages: Pages) -> None:
+    """The strict policy names the hash of this page's script, which is not the waiting page's."""
+    page = challenged(pages)
+    (script,) = re.findall(r"<script>(.*?)</script>", gzip.decompress(page.body).decode(), flags=re.DOTALL)
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    policy = header(page, b"Content-Security-Policy")
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "form-action 'self'" in policy
+    assert digest not in header(
+        pages.render(ROOM, STATUS, host="", languages="", accepts_gzip=False), b"Content-Security-Policy"
+    )

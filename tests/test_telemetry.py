@@ -337,3 +337,16 @@ def test_the_reference_is_the_table() -> None:
 def test_every_verdict_is_explained(word: str) -> None:
     """The reference has a line for each verdict."""
     assert re.search(rf"^\| `{word}` \| .+ \|$", REFERENCE.read_text(), re.MULTILINE)
+
+
+def test_challenges_are_counted_and_asked_about(telemetry: Telemetry) -> None:
+    """Each outcome is there from the start; the gauge is asked for whenever metrics are read."""
+    telemetry.challenge("sale", "solved")
+    challenging = {"sale"}
+    telemetry.challenging(lambda room: room in challenging)
+    assert value(telemetry, "challenges_total", room="sale", outcome="solved") == 1
+    assert value(telemetry, "challenges_total", room="drop", outcome="waited") == 0
+    assert value(telemetry, "challenging", room="sale") == 1
+    assert value(telemetry, "challenging", room="drop") == 0
+    challenging.clear()
+    assert value(telemetry, "challenging", room="sale") == 0

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from waitingroom.documents import cloudflare_json, problem_json, status_json
+from waitingroom.challenge import PARTS, Challenge
+from waitingroom.documents import challenge_json, cloudflare_json, problem_json, status_json
 from waitingroom.exchange import Exchange
 from waitingroom.pages import Form, Page, Pages, Trouble, negotiate
 from waitingroom.requestlog import Served, Verdict
@@ -118,6 +119,34 @@ class Answers:
         else:
             lines = _told(status, b"application/problem+json") + cookie
             self.respond(visit, "refused", 429, lines, problem_json(status))
+
+    def challenge(self, visit: Visit, challenge: Challenge, left: int, cookie: bytes) -> None:
+        """Set a newcomer a challenge that patience meets in `left` seconds, as a page or in JSON."""
+        room, head = visit.desk.room, visit.exchange.head
+        if visit.form is Form.PAGE:
+            page = self._pages.render_challenge(
+                room,
+                challenge,
+                left,
+                host=host_of(visit.client.host),
+                languages=head.get(b"accept-language") or b"",
+                accepts_gzip=_accepts_gzip(visit),
+                target=visit.target,
+            )
+            self.respond(visit, "challenged", room.queueing_status_code, _lines(page, cookie), page.body)
+            return
+        status = visit.desk.say(State.WAITING, poll_after=left)
+        status.updated = self._wall()
+        told = {
+            "proof": challenge.text,
+            "parts": PARTS,
+            "bits": challenge.part_bits,
+            "delay": left,
+            "submit": f"{OURS}join?room={room.name}&proof=",
+        }
+        lines = b"%bContent-Type: application/json\r\nWaiting-Room: challenge\r\nRetry-After: %d\r\n%b"
+        body = challenge_json(cloudflare_json(room, status), told)
+        self.respond(visit, "challenged", 429, lines % (_JSON, left, cookie), body)
 
     def document(self, visit: Visit, verdict: Verdict, status: Status, cookie: bytes = b"") -> None:
         """Answer with the bare status document."""

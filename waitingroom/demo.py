@@ -43,6 +43,7 @@ upstream = "http://{shop}"
 total_active_users = {total_active_users}
 new_users_per_minute = {new_users_per_minute}
 session_duration = "{stay}s"
+challenge = "off" # the crowd has no browsers that could meet one
 shop_name = "Afterglow"
 accent_color = "#5b2a6b"
 """

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from math import ceil
 
@@ -66,6 +67,11 @@ def cloudflare_json(room: Room, status: Status) -> bytes:
         **_NO_LOTTERY_NO_EVENT,
     }
     return b'%b,"cfWaitingRoom":%b}' % (status_json(status)[:-1], _encode(theirs).encode())
+
+
+def challenge_json(document: bytes, challenge: Mapping[str, object]) -> bytes:
+    """Write a status document that sets its reader a `challenge` besides."""
+    return b'%b,"challenge":%b}' % (document[:-1], _encode(challenge).encode())
 
 
 def problem_json(status: Status) -> bytes:

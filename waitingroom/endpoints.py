@@ -16,9 +16,16 @@ class Endpoints:
         answers: says it.
         wall: Unix time.
         jitter: random numbers in [0, 1).
+        join: answers a newcomer who has met a challenge.
     """
 
-    def __init__(self, answers: Answers, wall: Callable[[], float], jitter: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        answers: Answers,
+        wall: Callable[[], float],
+        jitter: Callable[[], float],
+        join: Callable[[Visit], None],
+    ) -> None:
         self._answers = answers
         self._wall = wall
         self._jitter = jitter
@@ -26,6 +33,7 @@ class Endpoints:
             "status": self._status,
             "here": self._here,
             "leave": self._leave,
+            "join": join,
             "front.json": self._front,
         }
 

@@ -19,6 +19,7 @@ from waitingroom.desk import Desk
 from waitingroom.endpoints import Endpoints
 from waitingroom.exchange import Exchange
 from waitingroom.heads import ResponseHead
+from waitingroom.newcomers import Newcomers
 from waitingroom.pages import Form
 from waitingroom.proxy import Failure, Upstream
 from waitingroom.requestlog import Verdict
@@ -92,7 +93,8 @@ class Gateway:
         self._strangers = strangers()
         self._name = next(self._strangers)
         self._loop = asyncio.get_running_loop()
-        self._endpoints = Endpoints(answers, wall, jitter)
+        self._newcomers = Newcomers(desks, answers, telemetry, credentials.derived(b"challenge"))
+        self._endpoints = Endpoints(answers, wall, jitter, self._newcomers.join)
 
     def handle(self, exchange: Exchange) -> None:
         """Decide about one request."""
@@ -173,13 +175,17 @@ class Gateway:
     def _decide(self, visit: Visit) -> None:
         """Who has no seat that we know of walks in, claims one, or is told to wait."""
         desk, token, form, now = visit.desk, visit.token, visit.form, visit.started
+        if token is not None and self._newcomers.exchanged(token):
+            token = visit.token = None
         if token is None:
-            if form in _JOINING and desk.arrivals.open:
-                self._arrive(visit)
-            elif form in _JOINING or desk.open:
-                self._knock(visit, Knock(next(self._strangers), wait=form in _JOINING))
-            else:
+            if form not in _JOINING and not desk.open:
                 self._answers.tell(visit, desk.say(State.WAITING), form)
+            elif self._newcomers.stop(visit):
+                pass
+            elif form in _JOINING and desk.arrivals.open:
+                self._arrive(visit)
+            else:
+                self._knock(visit, Knock(next(self._strangers), wait=form in _JOINING))
         elif token.use is Use.PASS:
             # The lease may well live on: other gateways, or later requests, have prolonged it.
             self._knock_again(visit, token, wait=form in _JOINING)
@@ -212,6 +218,8 @@ class Gateway:
 
     def _heed(self, visit: Visit, knock: Knock, answer: Answer) -> None:
         desk = visit.desk
+        if visit.token is not None and answer.number not in (0, knock.number):
+            self._newcomers.exchange(visit.token, desk.clock(visit.started))
         if answer.entry in (Entry.INSIDE, Entry.TRIAL):
             self._enter(visit, knock, answer)
             return

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from waitingroom import locales
 from waitingroom.branding import Palette, logo_url, palette
+from waitingroom.challenge import PARTS, Challenge
 from waitingroom.room import Room, State, Status
 from waitingroom.stencil import Stencil, hole
 
@@ -128,7 +129,7 @@ class Pages:
     def __init__(self, rooms: Iterable[Room]) -> None:
         self._languages = locales.load()
         self._environment = _environment()
-        self._script = _strip(_template_text("page.js"))
+        self._scripts = {name: _strip(_template_text(f"{name}.js")) for name in ("page", "challenge")}
         self._looks: dict[str, _Look] = {}
         self.update(Room())
         for room in rooms:
@@ -169,10 +170,7 @@ class Pages:
         Raises:
             ValueError: as `update`, for a change that was not announced.
         """
-        look = self._looks.get(room.name)
-        if look is None or (look.room is not room and look.room != room):
-            self.update(room)
-            look = self._looks[room.name]
+        look = self._look(room)
         language = locales.choose(languages, self._languages)
         state = status.state.value
         if status.state is State.WAITING and (status.missed or status.slowed):
@@ -212,6 +210,51 @@ class Pages:
         values = {"shop": _html(host), "retry": retry, "refresh": _refresh(retry, target)}
         return template.page(values, accepts_gzip=accepts_gzip)
 
+    def render_challenge(
+        self,
+        room: Room,
+        challenge: Challenge,
+        left: int,
+        *,
+        host: str,
+        languages: bytes | str,
+        accepts_gzip: bool,
+        target: str,
+    ) -> Page:
+        """Write the page that has a newcomer's browser show that it is one, before it joins.
+
+        Args:
+            room: as for `render`, and so with `host`, `languages` and `accepts_gzip`.
+            challenge: what the browser is set.
+            left: seconds after which it need not be met; without JavaScript the page goes on then.
+            host: see `room`.
+            languages: see `room`.
+            accepts_gzip: see `room`.
+            target: path and query that the visitor asked for.
+
+        Raises:
+            ValueError: as `render`.
+        """
+        look = self._look(room)
+        language = locales.choose(languages, self._languages)
+        retry = b"%d" % left
+        values = {
+            "shop": _html(host),
+            "retry": retry,
+            "refresh": _refresh(retry, target),
+            "proof": challenge.text.encode(),
+            "bits": b"%d" % challenge.part_bits,
+            "delay": language.count("challenge_delay", left).encode(),
+        }
+        return self._template(look, language, "challenge").page(values, accepts_gzip=accepts_gzip)
+
+    def _look(self, room: Room) -> _Look:
+        look = self._looks.get(room.name)
+        if look is None or (look.room is not room and look.room != room):
+            self.update(room)
+            look = self._looks[room.name]
+        return look
+
     def _template(self, look: _Look, language: locales.Language, variant: str) -> _Template:
         key = (language.tag, variant)
         if key not in look.templates:
@@ -220,23 +263,27 @@ class Pages:
 
     def _compile(self, look: _Look, language: locales.Language, variant: str) -> _Template:
         state, _, retries = variant.partition("+")
-        polled = state in _POLLED
+        polled, challenged = state in _POLLED, state == "challenge"
+        script = self._scripts["challenge" if challenged else "page"]
         style = _strip(self._environment.get_template("style.css").render(look=look))
         texts = {key: language.texts[key] for key in _CLIENT_TEXTS} if polled else {}
+        if challenged:
+            texts["done"] = language.texts["challenge_done"]
         html = self._environment.get_template("page.html").render(
             look=look,
             language=language,
             state=state,
-            mode="poll" if polled else "reload" if retries else "",
-            refreshes=bool(retries) or (polled and state != State.ENDED),
+            mode="poll" if polled else state if challenged else "reload" if retries else "",
+            refreshes=bool(retries) or challenged or (polled and state != State.ENDED),
+            parts=PARTS,
             shop=look.room.shop_name or hole("shop"),
             hole=hole,
             style=style,
-            script=self._script,
+            script=script,
             texts=_encode(texts).replace("<", "\\u003c"),
         )
-        headers = _headers(language.tag, style, self._script)
-        if polled:
+        headers = _headers(language.tag, style, script)
+        if polled or challenged:
             headers += (
                 (b"Waiting-Room", (State.WAITING if state in {"missed", "slowed"} else state).encode()),
             )

@@ -26,6 +26,7 @@ Verdict = Literal[
     "claimed",
     "bypassed",
     "waiting_page",
+    "challenged",
     "refused",
     "status_poll",
     "answered",

@@ -119,6 +119,14 @@ class Room:
     accent_color: str = setting(
         "#0b57d0", "Colour of buttons and progress on the waiting page.", pattern=r"^#[0-9a-fA-F]{6}$"
     )
+    challenge: str = setting(
+        "auto",
+        "Who has to show a browser before joining. off: nobody; auto: who comes in a flood; on: everybody.",
+        choices=("off", "auto", "on"),
+    )
+    challenge_difficulty: int = setting(
+        16, "Hashes that a browser tries to show it, as a power of two.", ge=8, le=20
+    )
     epoch: int = setting(
         1, "Generation of the room; raising it voids every ticket and pass.", ge=1, le=1_000_000_000
     )

@@ -40,9 +40,13 @@ OriginError = Literal["connect", "timeout", "reset", "protocol", "answer"]
 AdminOutcome = Literal["ok", "unauthenticated", "forbidden", "limited", "refused", "failed", "turned_away"]
 """What became of a request to the private listener; monitoring/METRICS.md says what each means."""
 
+ChallengeOutcome = Literal["issued", "solved", "waited", "refused"]
+"""What came of a challenge: set, met by work or by patience, or answered with what proves nothing."""
+
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 ORIGIN_ERRORS: tuple[OriginError, ...] = get_args(OriginError)
 ADMIN_OUTCOMES: tuple[AdminOutcome, ...] = get_args(AdminOutcome)
+CHALLENGE_OUTCOMES: tuple[ChallengeOutcome, ...] = get_args(ChallengeOutcome)
 
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STORE_LATENCIES = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -122,6 +126,8 @@ METRICS = (
         LATENCIES,
     ),
     Row("origin_errors_total", "counter", "Forwarded requests that the origin failed.", ("room", "kind")),
+    Row("challenges_total", "counter", "Newcomers challenged, by what came of it.", ("room", "outcome")),
+    Row("challenging", "gauge", "1 while everybody new is challenged.", ROOM),
     Row("tickets_rejected_total", "counter", "Cookies of ours that proved nothing.", ("reason",)),
     Row("connections_open", "gauge", "Open connections, towards shoppers and towards the origin.", ("side",)),
     Row("store_calls_total", "counter", "Calls to the store.", ("call", "outcome")),
@@ -193,6 +199,7 @@ class Telemetry:
         self._lag = self._distributions["event_loop_lag_seconds"][()]
         self._connections: dict[str, Callable[[], int]] = {}
         self._refusals: Mapping[int, int] | None = None
+        self._challenging: Callable[[str], bool] = lambda _room: False
         for room in (NO_ROOM, *rooms):
             self._prepare(room)
         for outcome in ADMIN_OUTCOMES:
@@ -208,6 +215,8 @@ class Telemetry:
             return
         for kind in ORIGIN_ERRORS:
             self._numbers["origin_errors_total"][room, kind] = 0
+        for outcome in CHALLENGE_OUTCOMES:
+            self._numbers["challenges_total"][room, outcome] = 0
         for name in ("tick_failures_total", "sent_bytes_total", "room_differences"):
             self._numbers[name][room,] = 0
         self._ticked[room] = self._clock()
@@ -231,6 +240,14 @@ class Telemetry:
     def ticket_rejected(self, reason: str) -> None:
         """Count a cookie of ours that proved nothing; `reason` is one of a few fixed words."""
         self._numbers["tickets_rejected_total"][reason,] += 1
+
+    def challenge(self, room: str, outcome: ChallengeOutcome) -> None:
+        """Count a challenge, or what came of one."""
+        self._numbers["challenges_total"][room, outcome] += 1
+
+    def challenging(self, everybody: Callable[[str], bool]) -> None:
+        """Have it asked, whenever the metrics are read, whether everybody new is challenged in a room."""
+        self._challenging = everybody
 
     def connections(self, side: Literal["shopper", "origin"], count: Callable[[], int]) -> None:
         """Have the open connections of one side counted whenever the metrics are read."""
@@ -313,6 +330,7 @@ class Telemetry:
         """Every row of the table with its samples, for the registry."""
         for room in self._ticked:
             self._numbers["tick_age_seconds"][room,] = self.tick_age(room)
+            self._numbers["challenging"][room,] = float(self._challenging(room))
         for room in self._movement:
             self._numbers["stalled"][room,] = float(self.stalled(room))
         for side, count in self._connections.items():

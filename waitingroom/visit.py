@@ -16,6 +16,9 @@ OURS = "/.waitingroom/"
 STRIPPED = (b"wr-", b"__Host-wr-", b"__Secure-wr-")
 """Beginnings of the names of cookies that are ours and none of the origin's business."""
 
+PROOF = ".proof"
+"""Kind of the cookie with what shows a browser; no room has a dot in its name."""
+
 _LONGEST_KEPT = 256
 """Bytes of a target that is worth remembering."""
 
@@ -94,9 +97,12 @@ def cookies(head: Head, names: tuple[bytes, ...]) -> list[tuple[bytes, bytes]]:
     return found if len(found) < 2 else sorted(found, key=lambda pair: names.index(pair[0]))  # noqa: PLR2004 - nothing to sort
 
 
-def set_cookie(room: Room, scheme: str, value: str, life: int) -> bytes:
-    """A Set-Cookie line for a ticket or pass; `life` is in seconds, 0 takes the cookie back."""
-    name = cookie_name(room.name, scheme, room.cookie_domain)
+def set_cookie(room: Room, scheme: str, value: str, life: int, kind: str = "") -> bytes:
+    """A Set-Cookie line for a ticket or pass, or for another `kind` of cookie of a room.
+
+    `life` is in seconds, 0 takes the cookie back.
+    """
+    name = cookie_name(room.name + kind, scheme, room.cookie_domain)
     same_site = "lax" if room.cookie_samesite == "none" and scheme != "https" else room.cookie_samesite
     parts = [f"{name}={value}", "Path=/", f"Max-Age={life}", "HttpOnly", f"SameSite={same_site.capitalize()}"]
     if scheme == "https":
