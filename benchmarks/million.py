@@ -37,8 +37,8 @@ from waitingroom.logs import configure_logging
 from waitingroom.process import allow_files
 from waitingroom.requestlog import RequestLog
 from waitingroom.room import Room
-from waitingroom.server import Server
 from waitingroom.scripts import script_source
+from waitingroom.server import Server
 from waitingroom.store import Store
 from waitingroom.tickets import Keyring
 

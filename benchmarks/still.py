@@ -28,7 +28,6 @@ from benchmarks.rig import Rig, resident
 from tests.clockwork import SOURCE, Clock
 from waitingroom import embedded
 from waitingroom.desk import Desk
-from waitingroom.handin import HandIn
 from waitingroom.room import Room
 from waitingroom.scripts import script_source
 from waitingroom.store import Store
@@ -80,7 +79,7 @@ async def play(url: str, people: int) -> dict[str, Any]:
 async def _tick(store: Store, desk: Desk) -> float:
     """One exchange; milliseconds of processor time that it took this process, all of it on the event loop."""
     before = time.thread_time()
-    carried: HandIn = desk.take()
+    carried = desk.take()
     room, snapshot = await store.tick(desk.room, desk.snapshot, carried)
     desk.absorb(room, snapshot, carried, time.monotonic())
     return 1000 * (time.thread_time() - before)
