@@ -132,7 +132,7 @@ async def test_axe_finds_nothing(browser: Browser, pages: Pages) -> None:
     statuses = [
         replace(WAITING, state=state, until=100, message="Back soon.", poll_after=60) for state in State
     ]
-    statuses.append(replace(WAITING, missed=True, poll_after=60))
+    statuses += [replace(WAITING, missed=True, poll_after=60), replace(WAITING, slowed=True, poll_after=60)]
     found: list[str] = []
     for status, tag in product(statuses, ("en", "de", "ar")):
         sent = pages.render(ROOM, status, host="a", languages=tag, accepts_gzip=False)
@@ -304,6 +304,7 @@ async def test_changes_of_state_show_without_reloading(door: Door, visitor: Brow
         (replace(WAITING, state=State.PAUSED, message="Back at 18:30."), "The line is paused for a moment"),
         (replace(WAITING, missed=True), "Your turn came while you were away"),
         (replace(WAITING, state=State.UNAVAILABLE), "Your place is kept"),
+        (replace(WAITING, slowed=True), "You are in line"),
         (replace(WAITING, state=State.ENDED, position=None), "You are no longer in line"),
     ):
         door.answers = [answer]

@@ -133,6 +133,13 @@ def test_missed_turn_offers_to_say_here(pages: Pages) -> None:
     assert "You are next" in visible(html)
 
 
+def test_a_storefront_in_trouble_is_the_reason_for_the_wait(pages: Pages) -> None:
+    """While fewer people go in, the page says why, and that the place is kept."""
+    html = shown(pages, replace(STATUS, slowed=True, position=3))
+    assert "The shop is having a hard time right now, so fewer people go in." in visible(html)
+    assert "It is busy right now" not in visible(html)
+
+
 def test_unknown_place_is_said_so(pages: Pages) -> None:
     """Before the first place is known, the page shows no number."""
     html = shown(pages, replace(STATUS, position=None, low=None, high=None))
@@ -264,6 +271,7 @@ def test_status_document_has_the_agreed_fields() -> None:
     turn = json.loads(status_json(Status("sale", State.YOUR_TURN, until=118.9)))
     assert (turn["until"], turn["wait"], turn["position"]) == (118, None, None)
     assert json.loads(status_json(replace(STATUS, missed=True)))["missed"] is True
+    assert json.loads(status_json(replace(STATUS, slowed=True)))["slowed"] is True
     assert len(status_json(STATUS)) < 300
 
 
