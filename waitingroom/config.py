@@ -28,6 +28,7 @@ _RULES = ("ge", "gt", "le", "pattern", "max_length")
 
 # uvloop takes a port beyond the last one for one of the others.
 _ADDRESS = r"^\S+:(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])$"
+_STORE = r"^(embedded|(rediss?(\+sentinel|\+cluster)?|unix)://\S+)$"
 
 Network = IPv4Network | IPv6Network
 
@@ -71,7 +72,7 @@ class StoreSettings:
     """[store]: where the queue is kept."""
 
     url: str = setting(
-        "embedded", "embedded, or redis://, rediss://, unix://.", pattern=r"^(embedded|(rediss?|unix)://\S+)$"
+        "embedded", "embedded, or a URL such as redis://store.example:6379/0.", pattern=_STORE, secret=True
     )
     data: str = setting(
         ".waitingroom", "Folder of the embedded store, of the signing key and the admin token."

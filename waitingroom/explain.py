@@ -85,7 +85,7 @@ def _names(whole: str, key: str) -> bool:
 def _explained(item: "Field[Any]", key: str, value: object, source: str) -> Explained:
     rules = item.metadata
     secret, duration = rules.get("secret"), rules.get("duration")
-    shown = "(withheld)" if secret and value else _shown(value, duration=bool(duration))
+    shown = "(withheld)" if secret and value != item.default else _shown(value, duration=bool(duration))
     default = _shown(item.default, duration=bool(duration))
     return Explained(key, shown, source, default, rules["doc"], _bounds(item))
 

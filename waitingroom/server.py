@@ -147,18 +147,14 @@ class Server:
             self.store_url = await embedded.start()
             self._stack.push_async_callback(embedded.stop)
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        try:
-            store = Store(
-                self.store_url,
-                name,
-                tick=settings.tick,
-                timeout=settings.timeout,
-                clock=self._clock,
-                observer=self._telemetry.store_call,
-            )
-        except ValueError as error:
-            remedy = "Write for example redis://127.0.0.1:6379/0."
-            raise ConfigError("[store] url", f"cannot be used: {error}.", remedy) from None
+        store = Store(
+            self.store_url,
+            name,
+            tick=settings.tick,
+            timeout=settings.timeout,
+            clock=self._clock,
+            observer=self._telemetry.store_call,
+        )
         self._stack.push_async_callback(store.close)
         return store
 

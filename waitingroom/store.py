@@ -1,4 +1,4 @@
-"""Every call of the store; redis-py is known nowhere else. `scripts` says which keys there are.
+"""Every call of the store; redis-py is known only here and in `servers`. `scripts` says which keys there are.
 
 Calls that a shopper waits for have `timeout` seconds and are never repeated; a store that has failed one is
 not asked again until a tick has found it well. All others have `PATIENCE`.
@@ -12,10 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha1
 from typing import Any, TypeVar, cast
 
-import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
 from waitingroom.config import dump_room, load_room
 from waitingroom.handin import HandIn
@@ -30,10 +27,11 @@ from waitingroom.scripts import (
     snapshot_of,
     tick_told,
 )
+from waitingroom.servers import ERRORS, connect
 
 T = TypeVar("T")
 
-PATIENCE = 2.0
+PATIENCE = 1.0
 """Seconds that a call may take for which no shopper waits."""
 
 MOST_KNOCKS = 2000
@@ -76,7 +74,7 @@ class Store:
     """The state of all rooms, shared by all gateways. Every call is one script, and safe to repeat.
 
     Args:
-        url: as redis-py takes it: redis://, rediss:// or unix://.
+        url: as [store] url has it, but for "embedded".
         gateway: a name that no other gateway has at the same time.
         tick: seconds between two ticks of one gateway; the burst of the limiter.
         timeout: seconds after which a call has failed that a shopper waits for.
@@ -95,14 +93,7 @@ class Store:
     ) -> None:
         self._timeout = timeout
         self._patience = max(PATIENCE, timeout)
-        self._client = redis.Redis.from_url(
-            url,
-            socket_timeout=self._patience,
-            socket_connect_timeout=self._patience,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-            max_connections=64,
-        )
+        self._client = connect(url, timeout=self._patience, connections=64)
         self._gateway = gateway
         self._tick = round(tick * 1000)
         sources = {name: script_source(name, clock) for name in PARTS}
@@ -290,7 +281,7 @@ class Store:
             if reply[0] == b"missing":
                 raise UnknownRoomError(room)
             if reply[0] == b"outdated":
-                await self._client.connection_pool.disconnect(inuse_connections=False)
+                await self._client.forsake()
                 raise StoreUnavailableError(
                     f"room {room}: this server has an old state, another took its place"
                 )
@@ -316,7 +307,7 @@ class Store:
             async with asyncio.timeout_at(limit):
                 result = await awaitable
             outcome = "ok"
-        except (RedisError, OSError, TimeoutError) as error:
+        except ERRORS as error:
             raise StoreUnavailableError(f"{call}: {str(error) or type(error).__name__}") from error
         finally:
             self._observe(call, time.perf_counter() - started, outcome)
