@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ import redis
 from redis.crc import key_slot
 
 from tests.conftest import REDIS, eventually
-from tests.servers import Node, Sharded, Watched, parrot, ports, running
+from tests.servers import NAME, Node, Sharded, Watched, parrot, ports, running
+from tests.test_checks import SALE, check
 from tests.test_cli import run
 from waitingroom.config import ConfigError, load_text
 from waitingroom.desk import HandIn
@@ -699,3 +700,104 @@ async def test_a_primary_that_only_the_sentinels_lost_is_left(tmp_path: Path) ->
                 for _ in range(20):
                     await works(store, room)
                 assert calls()["cmdstat_evalsha"]["calls"] == served
+
+
+# What a check finds
+
+
+def found_by_check(url: str, folder: Path) -> dict[str, str]:
+    """What `waitingroom check` says of a store, and of those around it, with its level."""
+    text = f"url = '{url}'\ntimeout = '2s'\n[tokens]\nkeys = ['{'k' * 40}']\n{SALE}"
+    _, found = check(text, folder)
+    ours = ("store:", "store ", "sentinels:", "cluster:")
+    return {what: level for what, level in found.items() if what.startswith(ours)}
+
+
+@contextmanager
+def set_to(nodes: list[Node], **settings: str) -> Iterator[None]:
+    """Other settings, for a while."""
+    names = [name.replace("_", "-") for name in settings]
+    before = [node.client.config_get(*names) for node in nodes]
+    for node in nodes:
+        for name, value in zip(names, settings.values(), strict=True):
+            node.client.config_set(name, value)
+    try:
+        yield
+    finally:
+        for node, values in zip(nodes, before, strict=True):
+            for name, value in values.items():
+                node.client.config_set(name, value)
+
+
+def test_a_good_set_of_servers_passes_the_check(watched: Watched, sharded: Sharded, tmp_path: Path) -> None:
+    """Servers set as the documentation says leave nothing to mend; of a cluster it is told what it is for."""
+    found = found_by_check(watched.url, tmp_path)
+    assert set(found.values()) == {"ok"}, found
+    assert any("3 of 3 answer and name" in what for what in found)
+    found = found_by_check(sharded.url, tmp_path)
+    notices = {what for what, level in found.items() if level != "ok"}
+    assert {found[what] for what in notices} == {"notice"}
+    assert all("each room lives on one of the servers" in what for what in notices)
+    assert "cluster: every slot is served by one of 3 primaries" in found
+
+
+def test_what_is_wrong_with_sentinels_and_their_servers_is_found(watched: Watched, tmp_path: Path) -> None:
+    """Settings of each server and of the Sentinels are read where they are."""
+    replica = next(node for node in watched.servers if node is not watched.primary())
+    sentinel = watched.sentinels[1].client
+    sentinel.execute_command("SENTINEL", "SET", NAME, "quorum", 1, "down-after-milliseconds", 60_000)
+    try:
+        with set_to([replica], min_replicas_to_write="0", appendonly="no", maxmemory="0"):
+            found = found_by_check(watched.url, tmp_path)
+    finally:
+        sentinel.execute_command("SENTINEL", "SET", NAME, "quorum", 2, "down-after-milliseconds", 1000)
+    at = f"store 127.0.0.1:{replica.port}"
+    assert found[f"{at}: min-replicas-to-write is 0"] == "warning"
+    assert found[f"{at} durability: AOF is off"] == "warning"
+    assert found[f"{at}: no maxmemory is set"] == "notice"
+    assert found["sentinels: the quorum is 1 of 3"] == "warning"
+    assert found["sentinels: a primary has to be silent for 60 s before it is replaced"] == "warning"
+
+
+def test_what_is_wrong_with_a_cluster_is_found(sharded: Sharded, tmp_path: Path) -> None:
+    """Settings of each server are read, from whichever of them is named."""
+    node = sharded.servers[2]
+    with set_to([node], cluster_node_timeout="15000", cluster_require_full_coverage="yes"):
+        found = found_by_check(f"redis+cluster://127.0.0.1:1,127.0.0.1:{sharded.servers[4].port}", tmp_path)
+    at = f"store 127.0.0.1:{node.port}"
+    assert found[f"{at}: cluster-node-timeout is 15 s"] == "warning"
+    assert found[f"{at}: cluster-require-full-coverage is yes"] == "notice"
+
+
+def test_a_server_that_tells_no_settings_is_no_reason_to_stop(watched: Watched, tmp_path: Path) -> None:
+    """Where CONFIG is forbidden, as in managed stores, the check says so and goes on."""
+    for node in watched.servers:
+        node.client.execute_command("ACL SETUSER", "app", "on", ">hunter2", "~*", "&*", "+@all", "-config")
+    found = found_by_check(watched.url.replace("://", "://app:hunter2@"), tmp_path)
+    refused = [level for what, level in found.items() if "CONFIG is refused" in what]
+    assert refused == ["notice"] * 3
+    assert any("3 of 3 answer and name" in what for what in found)
+
+
+def test_a_replica_is_named_by_the_check(watched: Watched, tmp_path: Path) -> None:
+    """Whoever gives a replica's address is told that it takes no writes."""
+    replica = next(node for node in watched.servers if node is not watched.primary())
+    assert (
+        found_by_check(f"redis://127.0.0.1:{replica.port}", tmp_path)["store role: it is a replica"]
+        == "error"
+    )
+
+
+def test_a_wrong_url_is_one_finding_among_others(tmp_path: Path) -> None:
+    """The check goes on to say what else there is."""
+    _, found = check(f"url = 'redis+sentinel://h,i'\n{SALE}", tmp_path)
+    assert found["[store] url: does not say what the Sentinels call the primary."] == "error"
+    assert any(what.startswith("storefront") for what in found)
+
+
+def test_a_store_out_of_reach_is_explained_by_its_sentinels(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    """Besides that there is no store, each Sentinel that does not answer is named."""
+    found = found_by_check(f"redis+sentinel://127.0.0.1:{free_port()}/x", tmp_path)
+    assert sorted(found.values()) == ["error", "warning"]

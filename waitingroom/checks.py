@@ -6,7 +6,7 @@ Plain functions of what was found; `inspection` finds it out.
 import resource
 import ssl
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -230,14 +230,7 @@ def judge_store(
         yield Finding(
             Level.ERROR, "store role", "it is a replica", "It takes no writes.", "Give the primary's URL."
         )
-    if info.get("maxmemory", 0) and info.get("maxmemory_policy", "noeviction") != "noeviction":
-        why = "When memory is short it would drop keys: places in the queue, or the count of those inside."
-        mend = "CONFIG SET maxmemory-policy noeviction"
-        what = f"maxmemory-policy is {info['maxmemory_policy']}"
-        yield Finding(Level.ERROR, "store memory", what, why, mend)
-    if not info.get("aof_enabled"):
-        why = "After a crash the queue is rebuilt from the tickets; meanwhile nobody is called."
-        yield Finding(Level.WARNING, "store durability", "AOF is off", why, "CONFIG SET appendonly yes")
+    yield from judge_keeping(info, "store")
     if shared and not info.get("connected_slaves", 0):
         why = "While the only server is away, nobody new is let in."
         mend = "Add a replica and a fail-over if the sale must not wait for a restart."
@@ -246,6 +239,18 @@ def judge_store(
         why = "Times in logs and audit would not fit together; passes may seem to end early."
         mend = "Let both machines keep time with NTP."
         yield Finding(Level.WARNING, "clock", f"the store's is {offset:+.1f} s from ours", why, mend)
+
+
+def judge_keeping(info: Mapping[str, Any], subject: str) -> Findings:
+    """Whether a server keeps what it was told, when memory is short and after a crash."""
+    if info.get("maxmemory", 0) and info.get("maxmemory_policy", "noeviction") != "noeviction":
+        why = "When memory is short it would drop keys: places in the queue, or the count of those inside."
+        mend = "CONFIG SET maxmemory-policy noeviction"
+        what = f"maxmemory-policy is {info['maxmemory_policy']}"
+        yield Finding(Level.ERROR, f"{subject} memory", what, why, mend)
+    if not info.get("aof_enabled"):
+        why = "After a crash the queue is rebuilt from the tickets; meanwhile nobody is called."
+        yield Finding(Level.WARNING, f"{subject} durability", "AOF is off", why, "CONFIG SET appendonly yes")
 
 
 def judge_certificate(expires: float, now: float, subject: str = "certificate") -> Finding:

@@ -17,6 +17,7 @@ from waitingroom.checks import (
     Level,
     certificate_end,
     judge_certificate,
+    judge_keeping,
     judge_listeners,
     judge_machine,
     judge_rooms,
@@ -25,9 +26,12 @@ from waitingroom.checks import (
 )
 from waitingroom.config import ConfigError, Settings
 from waitingroom.embedded import SOCKET, EmbeddedError, binary
+from waitingroom.failover import judge_survey
 from waitingroom.room import Room
 from waitingroom.server import admin_tokens
+from waitingroom.servers import Shape, parse
 from waitingroom.store import Store, StoreUnavailableError
+from waitingroom.survey import survey
 
 SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 PATIENCE = 3.0
@@ -151,13 +155,30 @@ async def _origin(url: str, settings: Settings) -> Finding:
 
 async def _store(settings: Settings) -> list[Finding]:
     if settings.store.url != "embedded":
-        return await _answering_store(settings.store.url, settings, shared=True)
+        return await _shared_store(settings)
     running = _embedded_url(settings)
     if running:
-        found = await _answering_store(running, settings, shared=False)
+        found, _ = await _answering_store(running, settings, shared=False)
         if found[0].level is Level.OK:
             return found
     return [_bundled(), _space(Path(settings.store.data))]
+
+
+async def _shared_store(settings: Settings) -> list[Finding]:
+    try:
+        place = parse(settings.store.url)
+    except ConfigError as error:
+        why = "The gateway refuses to start with it."
+        return [Finding(Level.ERROR, error.where, error.what, why, error.remedy)]
+    single = place.shape is Shape.SINGLE
+    found, server = await _answering_store(settings.store.url, settings, shared=single)
+    if not server and single:
+        return found
+    asked = await survey(place, PATIENCE)
+    for told in asked.servers:
+        if not told.error and told.info.get("run_id") != server:
+            found += judge_keeping(told.info, f"store {told.address}")
+    return [*found, *judge_survey(asked, place.shape)]
 
 
 def _embedded_url(settings: Settings) -> str | None:
@@ -186,7 +207,8 @@ def _space(data: Path) -> Finding:
     return Finding(Level.OK, "disk", f"{free >> 30} GiB are free at {there}")
 
 
-async def _answering_store(url: str, settings: Settings, *, shared: bool) -> list[Finding]:
+async def _answering_store(url: str, settings: Settings, *, shared: bool) -> tuple[list[Finding], str]:
+    """What there is to say of the store, and which server said it."""
     store = Store(url, "check", timeout=PATIENCE)
     try:
         await store.ping()
@@ -196,9 +218,10 @@ async def _answering_store(url: str, settings: Settings, *, shared: bool) -> lis
     except StoreUnavailableError as error:
         why = "Without a store nobody new can queue or be let in."
         mend = "Start it, or mend [store] url, its password, or the firewall."
-        return [Finding(Level.ERROR, "store", f"cannot be reached: {error}", why, mend)]
+        return [Finding(Level.ERROR, "store", f"cannot be reached: {error}", why, mend)], ""
     finally:
         await store.close()
     theirs = info.get("server_time_usec")
     offset = None if theirs is None else theirs / 1e6 - (asked + latency / 2)
-    return list(judge_store(info, latency, offset, settings.store.timeout, shared=shared))
+    found = list(judge_store(info, latency, offset, settings.store.timeout, shared=shared))
+    return found, str(info.get("run_id", ""))

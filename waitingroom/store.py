@@ -1,4 +1,4 @@
-"""Every call of the store; redis-py is known only here and in `servers`. `scripts` says which keys there are.
+"""Every call of the store; `servers` and `survey` also know redis-py. `scripts` says which keys there are.
 
 Calls that a shopper waits for have `timeout` seconds and are never repeated; a store that has failed one is
 not asked again until a tick has found it well. All others have `PATIENCE`.
