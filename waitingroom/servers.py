@@ -239,7 +239,7 @@ class Server(Redis):
             raise _late(self.within) from None
 
     async def forsake(self) -> None:
-        """Look for the server anew: what is idle leads to the same one, and the name may have another address."""
+        """Look for the server anew: idle connections lead to the same one, the name perhaps elsewhere."""
         await self.connection_pool.disconnect(inuse_connections=False)
 
     async def aclose(self, *args: Any, **options: Any) -> None:

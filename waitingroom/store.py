@@ -32,7 +32,7 @@ from waitingroom.servers import ERRORS, connect
 T = TypeVar("T")
 
 PATIENCE = 1.0
-"""Seconds that a call may take for which no shopper waits."""
+"""Seconds that each command may take for which no shopper waits."""
 
 MOST_KNOCKS = 2000
 """Visitors in one call of `enter`; what is over waits for the next."""
@@ -272,7 +272,7 @@ class Store:
     ) -> list[Any]:
         """Run a script with the keys of the live segments; the store says so if these are others."""
         header |= {"tick": self._tick, "gateway": self._gateway}
-        limit = asyncio.get_running_loop().time() + (within or self._patience)
+        limit = None if within is None else asyncio.get_running_loop().time() + within
         for _ in range(3):
             first, last = self._segments.get(room, (0, 0))
             text = json.dumps(header | {"first": first, "last": last})
@@ -298,11 +298,9 @@ class Store:
             return cast("list[Any]", await self._client.eval(text, len(keys), *keys, *args))
 
     async def _guard(self, call: str, awaitable: Awaitable[T], limit: float | None = None) -> T:
-        """The answer to a call, by `limit` on the event loop's clock."""
+        """The answer to a call, by `limit` on the event loop's clock; each command has a limit of its own."""
         started = time.perf_counter()
         outcome = "error"
-        if limit is None:
-            limit = asyncio.get_running_loop().time() + self._patience
         try:
             async with asyncio.timeout_at(limit):
                 result = await awaitable
