@@ -59,7 +59,7 @@ bench-ten-million: wheel  ## ten million, without sockets: what the store and th
 bench-many: wheel  ## ten thousand connections, eight gateways, and how long a start takes: about two minutes
 	$(BIN)/python -m benchmarks.many --compiled $(COMPILED) $(ARGS)
 
-outages: $(READY)  ## sales during which the store fails in seven ways, judged by the shop's own log: about four minutes
+outages: $(READY)  ## sales during which the store fails in eight ways, judged by the shop's own log: about four minutes
 	$(BIN)/python -m tests.outages $(ARGS)
 
 bench-check: wheel  ## whether anything has become slower than the committed figures say

@@ -21,7 +21,10 @@ import redis
 import redis.asyncio
 import uvloop
 
+from tests.conftest import eventually
 from tests.fleet import Fleet, Visitor, running
+from tests.servers import Watched
+from tests.servers import running as servers_of
 from waitingroom import embedded
 from waitingroom.faults import Proxy, freeze, kill, relay, thaw
 from waitingroom.toxics import Latency, Timeout
@@ -81,10 +84,11 @@ class OwnStore:
 
 @dataclass
 class Sale:
-    """The store, what stands before it, and how long a fault lasts."""
+    """The store, what stands before it, servers that fail over instead, and how long a fault lasts."""
 
     store: OwnStore
     between: Proxy
+    watched: Watched | None
     seconds: float
 
 
@@ -145,6 +149,16 @@ async def out_of_memory(sale: Sale) -> None:
     sale.store.ask("CONFIG", "SET", "maxmemory", "0")
 
 
+async def failing_over(sale: Sale) -> None:
+    """The primary is frozen until another server has taken its place, and then thaws."""
+    servers = sale.watched
+    assert servers is not None
+    before = servers.primary()
+    before.freeze()
+    await eventually(lambda: servers.primary() is not before, 30)
+    before.thaw()
+
+
 FAULTS: dict[str, Fault] = {
     "frozen 2 s": frozen,
     "unreachable": unreachable,
@@ -153,6 +167,7 @@ FAULTS: dict[str, Fault] = {
     "slow, 300 ms a call": slow,
     "read-only": read_only,
     "out of memory": out_of_memory,
+    "failing over": failing_over,
 }
 
 
@@ -296,9 +311,15 @@ async def hold(
 
 
 @asynccontextmanager
-async def held(folder: Path, seconds: float, tick: float = 1.0) -> AsyncIterator[tuple[Fleet, Sale]]:
-    """Two gateways, their storefront, a store, and a relay between the two."""
+async def held(
+    folder: Path, seconds: float, tick: float = 1.0, *, watched: bool = False
+) -> AsyncIterator[tuple[Fleet, Sale]]:
+    """Two gateways, their storefront, a store, and a relay between the two; or servers that fail over."""
     async with AsyncExitStack() as stack:
+        servers: Watched | None = None
+        if watched:
+            (folder / "watched").mkdir()
+            servers = stack.enter_context(servers_of(Watched, folder / "watched"))
         store = OwnStore(folder, free_port())
         store.start()
         stack.callback(store.kill)
@@ -306,9 +327,9 @@ async def held(folder: Path, seconds: float, tick: float = 1.0) -> AsyncIterator
         between = await stack.enter_async_context(relay(store.url))
         limits = {"total_active_users": SEATS, "new_users_per_minute": RATE}
         fleet = await stack.enter_async_context(
-            running(folder, between.url, free_port, tick, timeout=0.3, **limits)
+            running(folder, servers.url if servers else between.url, free_port, tick, timeout=0.3, **limits)
         )
-        yield fleet, Sale(store, between, seconds)
+        yield fleet, Sale(store, between, servers, seconds)
 
 
 def free_port() -> int:
@@ -325,7 +346,7 @@ async def table(names: list[str], seconds: float) -> bool:
     kept = True
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            async with held(Path(folder), seconds) as (fleet, sale):
+            async with held(Path(folder), seconds, watched=name == "failing over") as (fleet, sale):
                 told = await hold(fleet, sale, FAULTS[name], crowd=1 if seconds > 10 else 2)
         kept &= told.inside <= SEATS and not (told.failed or told.lost or told.repeated or told.inversions)
         sys.stdout.write(
