@@ -50,6 +50,9 @@ class Origin:
         path = head.split(b" ", 2)[1]
         if path == b"/slow":
             await self.release.wait()
+        if path.endswith(b"/broken"):
+            await wire.send(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
+            return
         extra = {
             b"/public": b"Cache-Control: public, max-age=60\r\n",
             b"/thanks": b"Waiting-Room-Command: revoke\r\n",

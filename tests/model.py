@@ -170,8 +170,8 @@ class WaitingRoom:
                 return self._claim(n, seat)
             if not self.is_gone(n) and not (self.gathering and knock.join):
                 return Answer(Entry.WAIT, n, 0, self.epoch)
-        if self.gathering:
-            return Answer(Entry.LATER if knock.wait else Entry.FULL, 0, 0, self.epoch)
+        if self.gathering or (knock.join and self.arrivals):
+            return Answer(Entry.LATER, 0, 0, self.epoch)
         return self._join(knock) if knock.join else Answer(Entry.ENDED, 0, 0, self.epoch)
 
     def _lease(self, seat: str) -> int:
@@ -276,8 +276,10 @@ class WaitingRoom:
 
     def _attend(self, gateway: str, vouched: int) -> None:
         """Once every gateway that was there has said what it knows, all goes on."""
-        if not self.gathering or vouched == self.fence or gateway not in self.gateways:
+        if not self.gathering or vouched == self.fence:
             self.gateways[gateway] = self.clock
+        else:
+            self.gateways.setdefault(gateway, self.gather_from - 1)
         if not self.gathering:
             self.gateways = {name: at for name, at in self.gateways.items() if at > self.clock - PRESENT}
         elif min(self.gateways.values()) >= self.gather_from:

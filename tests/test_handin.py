@@ -136,6 +136,9 @@ def test_numbers_come_before_arrivals_and_arrivals_in_their_order() -> None:
     for rank in reversed(ranks):
         opening.ask(ROOM, rank, 10.0)
     assert [opening.enter(ROOM, rank, 10.0) for rank in reversed(ranks)] == [False, False, False, True]
+    assert opening.enter(ROOM, ranks[0], 10.0), "the same ticket again is the same person"
+    assert not opening.enter(ROOM, ranks[1], 10.5)
+    assert opening.enter(ROOM, ranks[1], 11.0)
 
 
 def test_no_more_enter_than_the_share_allows() -> None:
@@ -157,3 +160,14 @@ def test_whoever_stopped_asking_holds_nobody_up() -> None:
     opening.ask(ROOM, rank_of(ticket(2)), 0.5)
     assert not opening.enter(ROOM, rank_of(ticket(3)), 10.0)
     assert opening.enter(ROOM, rank_of(ticket(3)), 16.0)
+
+
+def test_whoever_only_polls_holds_nobody_up() -> None:
+    """Somebody who is called and does not come is passed over after a while, and still may come."""
+    opening = Opening()
+    for second in range(40):
+        opening.ask(ROOM, rank_of(ticket(2)), float(second))
+        if opening.enter(ROOM, rank_of(ticket(3)), second + 0.1):
+            break
+    assert 15 <= second <= 18
+    assert opening.enter(ROOM, rank_of(ticket(2)), second + 2.0)

@@ -41,9 +41,9 @@ def test_fewer_are_let_in_the_more_fails(asked: float, failed: float, before: fl
 
 @asynccontextmanager
 async def waiting_room(url: str, folder: Path) -> AsyncIterator[tuple[House, Proxy]]:
-    """A shop with one seat taken, and a relay before its storefront that may misbehave."""
+    """A shop with ten seats, and a relay before its storefront that may misbehave."""
     async with (
-        house(url, folder, total_active_users=1, slow_after=0.2, gateways=2) as shop,
+        house(url, folder, total_active_users=10, slow_after=0.2, gateways=2) as shop,
         relay(shop.desk().room.upstream) as between,
     ):
         await shop.change(upstream=between.url)
@@ -51,23 +51,30 @@ async def waiting_room(url: str, folder: Path) -> AsyncIterator[tuple[House, Pro
         yield shop, between
 
 
-async def serve(inside: Shopper, times: int = 20) -> None:
-    """Somebody inside looks at pages, well or badly."""
+async def serve(shop: House, inside: list[Shopper], times: int = 1) -> None:
+    """Everybody inside looks at a page, well or badly, and the gateway hands in how it went; so many times."""
     for _ in range(times):
-        await inside.visit("/goods")
+        for shopper in inside:
+            await shopper.visit("/goods")
+        await shop.tick(0)
+
+
+async def fill(shop: House) -> list[Shopper]:
+    """Ten people who are inside."""
+    return [await shop.enter() for _ in range(10)]
 
 
 async def test_nobody_is_sent_to_a_storefront_that_is_gone(valkey_url: str, tmp_path: Path) -> None:
     """Admissions pause everywhere while it answers nothing, the page says why, and all resumes by itself."""
     async with waiting_room(valkey_url, tmp_path) as (shop, between):
-        inside = await shop.enter()
+        inside = await fill(shop)
         waiting = await shop.queue(gateway=1)
         await between.down()
-        assert (await inside.visit()).status == 502
-        await serve(inside)
+        assert (await inside[0].visit()).status == 502
+        await serve(shop, inside, 3)
         await shop.pass_time(3)
         assert shop.desk().snapshot.share == 0
-        await shop.change(total_active_users=5)
+        await shop.change(total_active_users=20)
         await shop.pass_time(3, waiting=[waiting])
         told = (await waiting.poll()).document
         assert (told["state"], told["slowed"], told["wait"]) == ("waiting", True, None)
@@ -76,10 +83,9 @@ async def test_nobody_is_sent_to_a_storefront_that_is_gone(valkey_url: str, tmp_
         assert (await shop.shopper().visit()).state == "waiting"
         assert shop.metric("admission_share", room="sale") == 0
         await between.up()
-        await serve(inside)
-        await shop.pass_time(6, waiting=[waiting])
-        await serve(inside)
-        await shop.pass_time(6, waiting=[waiting])
+        for _ in range(4):
+            await serve(shop, inside)
+            await shop.pass_time(3, waiting=[waiting])
         assert (await waiting.poll()).document["state"] == "your_turn"
         assert (await waiting.visit()).inside
 
@@ -87,31 +93,39 @@ async def test_nobody_is_sent_to_a_storefront_that_is_gone(valkey_url: str, tmp_
 async def test_fewer_are_sent_to_a_storefront_that_is_slow(valkey_url: str, tmp_path: Path) -> None:
     """Answers that come too late count as failed: people are let in at a part of the rate."""
     async with waiting_room(valkey_url, tmp_path) as (shop, between):
-        inside = await shop.enter()
-        await serve(inside, 30)
+        inside = await fill(shop)
+        await serve(shop, inside, 3)
         slow = between.add(Latency(250))
-        await serve(inside, 9)
+        await serve(shop, inside)
         between.remove(slow)
-        await shop.tick()
+        await shop.tick(0)
         assert 0.4 < shop.desk().snapshot.share < 0.8
-        await shop.change(new_users_per_minute=60, total_active_users=100)
-        await shop.tick()
-        for _ in range(3):
-            await shop.shopper().visit()
-        # The rate alone lets one a second in; at this share each costs more than that.
-        assert shop.desk().snapshot.offered == 0
 
 
 async def test_a_storefront_that_nobody_asks_is_tried_again(valkey_url: str, tmp_path: Path) -> None:
     """When its last shopper has given up, somebody has to find out whether it is back."""
     async with waiting_room(valkey_url, tmp_path) as (shop, between):
-        inside = await shop.enter()
+        inside = await fill(shop)
         waiting = await shop.queue()
         await between.down()
-        await serve(inside)
-        await inside.leave("Sec-Fetch-Site: same-origin")
+        await serve(shop, inside, 3)
+        for shopper in inside:
+            await shopper.leave("Sec-Fetch-Site: same-origin")
         await shop.pass_time(3)
         assert shop.desk().snapshot.share == 0
         await shop.pass_time(30, waiting=[waiting])
         assert shop.desk().snapshot.share == 0.05
         assert (await waiting.poll()).document["state"] == "your_turn"
+
+
+async def test_no_single_visitor_can_stop_the_sale(valkey_url: str, tmp_path: Path) -> None:
+    """Requests without a pass say nothing, and each seat has one voice, whatever it asks for and how often."""
+    room = {"bypass_paths": ("/webhook",), "total_active_users": 20, "slow_after": 0.2}
+    async with house(valkey_url, tmp_path, **room) as shop:
+        inside = await fill(shop)
+        for _ in range(40):
+            assert (await shop.shopper().visit("/webhook/broken")).status == 500
+            assert (await inside[0].visit("/broken")).status == 500
+        await serve(shop, inside[1:], 3)
+        assert shop.desk().snapshot.share == 1
+        assert (await shop.shopper().visit()).inside

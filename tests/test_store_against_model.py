@@ -250,9 +250,8 @@ class Lockstep(RuleBasedStateMachine):
     @rule(gateway=st.sampled_from(GATEWAYS), asked=st.integers(1, 12), good=st.integers(0, 12))
     def storefront_answers(self, gateway: str, asked: int, good: int) -> None:
         """The storefront serves requests, or fails some."""
-        gathered = self.gateways[gateway].gathered
-        gathered.asked += asked
-        gathered.failed += max(0, asked - good)
+        answers = self.gateways[gateway].gathered.answers
+        answers |= {f"main:{index}:v": index >= good for index in range(asked)}
 
     @rule(gateway=st.sampled_from(GATEWAYS), answered=st.booleans())
     def exchange(self, gateway: str, answered: bool) -> None:  # noqa: FBT001 - drawn

@@ -24,6 +24,8 @@ SINCE = range(10, 15)
 """Where in the keys of a script those are that the earlier version does not know."""
 
 UNTOLD = {
+    "taken": 0,
+    "born": 0,
     "stamp": 0,
     "fence": 0,
     "gateways": [],

@@ -56,6 +56,8 @@ class Desk:
         self.epoch_seen = 0
         self._highest = 0
         self._lowest: int | None = None
+        self._oldest: int | None = None
+        self._before: Snapshot | None = None
         self._witness = Witness()
         self._opening = Opening()
         self._trials: dict[str, int] = {}
@@ -108,7 +110,8 @@ class Desk:
             taken.touched = now
         self._urgent.clear()
         taken.arrivals, taken.blocks = dict(self.arrivals.open), self.arrivals.known
-        taken.highest, taken.lowest, taken.goodbye = self._highest, self._lowest, goodbye
+        taken.highest, taken.lowest, taken.oldest = self._highest, self._lowest, self._oldest
+        taken.goodbye = goodbye
         self._testify(taken)
         return taken
 
@@ -116,13 +119,20 @@ class Desk:
         if self.settled:
             taken.vouched = self.snapshot.fence
             return
-        seats = {seat: end for seat, end in self._leases.items() if seat not in self._ended}
+        # What was known before the store's answer that began all this: it may have forgotten.
+        was = self._before or self.snapshot
+        seats = {
+            seat: end for seat, end in self._leases.items() if end > was.clock and seat not in self._ended
+        }
         whole = Testimony(
             leases={seat: end for seat, end in seats.items() if seat not in self._trials},
             trials={seat: end for seat, end in seats.items() if seat in self._trials},
             ended=tuple(self._ended),
-            offers=dict(self.snapshot.offers),
+            offers=dict(was.offers),
             blocks=tuple(self.arrivals.blocks()),
+            line=was.line.segments() if was.born != self.snapshot.born else {},
+            clock=was.clock,
+            born=was.born,
         )
         taken.testimony, last = self._witness.next_part(whole)
         if last and not self.hand_in.touched:
@@ -140,8 +150,12 @@ class Desk:
         """
         self.epoch_seen = max(self.epoch_seen, token.epoch)
         self._highest = max(self._highest, token.number)
-        if stands and token.epoch >= self.room.epoch:
+        if token.epoch < self.room.epoch or not token.number:
+            return
+        if stands:
             self._lowest = token.number if self._lowest is None else min(self._lowest, token.number)
+        if token.use is Use.TICKET:
+            self._oldest = token.number if self._oldest is None else min(self._oldest, token.number)
 
     def absorb(self, room: Room, snapshot: Snapshot, handed_in: HandIn, sent: float) -> None:
         """Take home the answer to a tick that was sent at `sent`.
@@ -163,15 +177,18 @@ class Desk:
                 gathered.clear()
             self.arrivals.clear()
             self._witness.clear()
-            self._lowest = None
+            self._lowest = self._oldest = None
         if snapshot.fence == self.snapshot.fence:
             self.arrivals.absorb(snapshot.blocks)
         else:
             # The store may have lost its list: it is read from the beginning.
             self.arrivals.known = 0
             self._witness.again()
+            self._before = self._before or self.snapshot
         if handed_in.vouched:
             self._witness.vouched = handed_in.vouched
+            if handed_in.vouched == snapshot.fence:
+                self._before = None
         self._witness.note(snapshot.entered)
         self._witness.forget(snapshot.first)
         self.room, self.snapshot, self._at = room, snapshot, sent
@@ -186,7 +203,9 @@ class Desk:
         if snapshot.lease_end is not None:
             self._leases |= dict.fromkeys(handed_in.touched, snapshot.lease_end)
         for seat in self._trials.keys() & handed_in.touched.keys():
+            # The cookie has come back, and with it the trial has become a seat for a whole session.
             del self._trials[seat]
+            self._leases[seat] = max(self._leases[seat], snapshot.clock + int(room.session_duration * 1000))
         self._settle()
         self._forget(snapshot.clock)
 
@@ -275,11 +294,9 @@ class Desk:
         if token.end < self.snapshot.clock + SOON:
             self._urgent.add(token.seat)
 
-    def weigh(self, *, failed: bool) -> None:
-        """The storefront has answered a request, or failed it."""
-        self.hand_in.asked += 1
-        if failed:
-            self.hand_in.failed += 1
+    def weigh(self, token: Token, *, failed: bool) -> None:
+        """The storefront has answered somebody inside, or failed them."""
+        self.hand_in.answers[token.seat] = failed
 
     def renewed(self, token: Token) -> int | None:
         """The new end for a pass that is worth signing again, None while the old one will do."""

@@ -15,6 +15,8 @@ def smooth_pace(room: Room, before: Snapshot, after: Snapshot, span: float = 60.
     slowest = min(room.new_users_per_minute / 60, room.total_active_users / room.session_duration)
     known = slowest if before.pace is None else before.pace
     seconds = (after.clock - before.clock) / 1000
+    if after.totals.offered < before.totals.offered:
+        return known  # the store has begun anew, and so have its counts
     if (
         not before.clock
         or seconds <= 0

@@ -320,7 +320,8 @@ class Gateway:
         kind = _FAILURES.get(failure) if failure else None
         bad = kind is not None or status >= HTTPStatus.INTERNAL_SERVER_ERROR
         late = latency is not None and latency > case.desk.room.slow_after
-        case.desk.weigh(failed=bad or late)
+        if case.token is not None and case.token.use is Use.PASS:
+            case.desk.weigh(case.token, failed=bad or late)
         if kind is not None:
             self._telemetry.origin_failed(room, kind)
             verdict = "error"

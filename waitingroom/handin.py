@@ -21,6 +21,8 @@ class Testimony:
         offers: numbers that are called, to their deadlines.
         blocks: numbers given to arrivals.
         entered: bits of numbers that have been inside, by segment.
+        line: bits of those who waited, by segment, if the store may not have them any more.
+        clock, born: the room's clock and the state's beginning, as this gateway knew them before.
     """
 
     leases: dict[str, int] = field(default_factory=dict)
@@ -29,13 +31,16 @@ class Testimony:
     offers: dict[int, int] = field(default_factory=dict)
     blocks: tuple[Block, ...] = ()
     entered: dict[int, bytes] = field(default_factory=dict)
+    line: dict[int, bytes] = field(default_factory=dict)
+    clock: int = 0
+    born: int = 0
 
     def parts(self) -> Iterator["Testimony"]:
         """The same in pieces of at most `MOST_VOUCHED` leases; all else goes with the first."""
         leases = iter(self.leases.items())
         yield replace(self, leases=dict(islice(leases, MOST_VOUCHED)))
         while part := dict(islice(leases, MOST_VOUCHED)):
-            yield Testimony(leases=part)
+            yield Testimony(leases=part, clock=self.clock, born=self.born)
 
 
 @dataclass(slots=True)
@@ -45,9 +50,10 @@ class HandIn:
     Attributes:
         seen: numbers that polled; `here` those that said so themselves; `touched` and `left` are seats, the
             touched ones in the order in which they first were (the values say nothing).
-        asked: requests that the storefront answered, or should have; `failed` those that it failed.
+        answers: whether the storefront failed the last request of a seat, so that each has one voice.
         arrivals: people without a number by gateway and second; `blocks` how many blocks are known.
-        highest: the highest number in a verified token; `lowest` the lowest in a pass that still stands.
+        highest: the highest number in a verified token; `oldest` the lowest in a ticket, `lowest` in a
+            pass that still stands.
         testimony: what the store may not know; `vouched` the fence for which this gateway has said all of it.
         goodbye: whether this gateway stops.
     """
@@ -56,15 +62,25 @@ class HandIn:
     here: set[int] = field(default_factory=set)
     touched: dict[str, None] = field(default_factory=dict)
     left: set[str] = field(default_factory=set)
-    asked: int = 0
-    failed: int = 0
+    answers: dict[str, bool] = field(default_factory=dict)
     arrivals: dict[tuple[str, int], int] = field(default_factory=dict)
     blocks: int = 0
     highest: int = 0
     lowest: int | None = None
+    oldest: int | None = None
     testimony: Testimony | None = None
     vouched: int = 0
     goodbye: bool = False
+
+    @property
+    def asked(self) -> int:
+        """How many seats the storefront answered, or should have."""
+        return len(self.answers)
+
+    @property
+    def failed(self) -> int:
+        """How many of these it failed."""
+        return sum(self.answers.values())
 
     def merge(self, other: "HandIn") -> None:
         """Take back what an unanswered tick had carried."""
@@ -72,8 +88,7 @@ class HandIn:
         self.here |= other.here
         self.touched = other.touched | self.touched
         self.left |= other.left
-        self.asked += other.asked
-        self.failed += other.failed
+        self.answers = other.answers | self.answers
 
 
 class Witness:

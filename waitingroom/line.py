@@ -28,6 +28,10 @@ class Line:
             before = self._prefix[-1][-1]
         self.waiting = before
 
+    def segments(self) -> dict[int, bytes]:
+        """The bits of each segment in which anybody waits."""
+        return {self._first + index: bits for index, bits in enumerate(self._segments) if bits}
+
     def ahead(self, number: int) -> int:
         """How many people wait with a number lower than `number`: exact, in constant time."""
         segment, offset = divmod(number, SEGMENT)

@@ -248,8 +248,10 @@ class Snapshot:
 
     Attributes:
         clock: the room's clock in milliseconds; `stamp` is the store's, in Unix time.
+        born: when this state of the room began, on the store's clock; another one is another incarnation.
         fence: raised whenever gateways had to say what they know; it never goes back.
         inside: seats taken, trial seats among them; `offered` seats are held besides.
+        taken: the same with the seats that a lost state may have had.
         waiting: people heard of within the presence window; `present`: within the last 75 seconds.
         offers: offered number to its deadline on the room's clock.
         spent, missed: numbers among those handed in that are gone, and that missed their turn.
@@ -267,12 +269,14 @@ class Snapshot:
 
     clock: int = 0
     stamp: int = 0
+    born: int = 0
     fence: int = 0
     epoch: int = 0
     issued: int = 0
     first: int = 0
     last: int = 0
     inside: int = 0
+    taken: int = 0
     offered: int = 0
     waiting: int = 0
     present: int = 0

@@ -115,6 +115,8 @@ def tick_told(room: Room, before: Snapshot, hand_in: HandIn, tick: int) -> tuple
     }
     if hand_in.lowest is not None:
         header["lowest"] = hand_in.lowest
+    if hand_in.oldest is not None:
+        header["oldest"] = hand_in.oldest
     if hand_in.testimony is not None:
         header["testimony"], bits = _testimony_told(hand_in.testimony)
         payload += bits
@@ -129,8 +131,11 @@ def _testimony_told(testimony: Testimony) -> tuple[dict[str, Any], list[bytes]]:
         "offers": list(testimony.offers.items()),
         "numbered": [list(row) for row in testimony.blocks],
         "entered": [{"segment": segment} for segment in testimony.entered],
+        "line": [{"segment": segment} for segment in testimony.line],
+        "clock": testimony.clock,
+        "born": testimony.born,
     }
-    return told, [bytes(bits) for bits in testimony.entered.values()]
+    return told, [*testimony.entered.values(), *testimony.line.values()]
 
 
 def _pack(seen: Iterable[int]) -> tuple[list[dict[str, Any]], list[bytes]]:
@@ -152,6 +157,7 @@ _PLAIN = (
     "first",
     "last",
     "inside",
+    "taken",
     "offered",
     "waiting",
     "present",
@@ -173,6 +179,7 @@ def snapshot_of(room: Room, text: bytes | str, parts: list[bytes], before: Snaps
     after = Snapshot(
         clock=int(told["clock"]),
         stamp=int(told["stamp"]),
+        born=int(told["born"]),
         totals=Totals(**told["totals"]),
         offers=offers,
         line=Line(told["first"], parts) if parts else before.line,

@@ -240,9 +240,11 @@ class Store:
         self._learn(
             name,
             issued=after.issued,
-            inside=after.inside,
+            inside=after.taken,
             clock=after.clock,
+            born=after.born,
             fence=after.fence,
+            first=after.first,
             gateways=after.gateways,
         )
         # A store that answers, but too slowly for somebody who waits for it, is for ticks alone.

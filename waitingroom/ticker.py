@@ -7,6 +7,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -124,7 +125,12 @@ class Ticker:
         except BaseException:
             desk.take_back(carried)
             raise
-        room = await self._restored(room, desk.epoch_seen)
+        epoch = max(desk.epoch_seen, desk.room.epoch)
+        if room.epoch < epoch:
+            # What the store has told is of an epoch that is over, and what was handed in it has not heeded.
+            desk.take_back(carried)
+            await self._restore_epoch(room, epoch)
+            return
         changed = room.version != desk.room.version
         desk.absorb(room, snapshot, carried, sent)
         self._telemetry.tick(room.name, asyncio.get_running_loop().time() - sent)
@@ -133,13 +139,10 @@ class Ticker:
             _log.info("room_changed", room=room.name, version=room.version, epoch=room.epoch)
             self._on_change(room)
 
-    async def _restored(self, room: Room, epoch: int) -> Room:
-        """The room with the highest epoch that a token proves, in case the store has lost it."""
-        if room.epoch >= epoch:
-            return room
+    async def _restore_epoch(self, room: Room, epoch: int) -> None:
+        """Raise a room to the epoch that a token or an earlier answer proves: the store has lost it."""
         _log.warning("epoch_restored", room=room.name, epoch=epoch, store=room.epoch)
         reason = "a verified token proves this epoch, which the store had lost"
-        try:
-            return await self._store.change(replace(room, epoch=epoch), room, "waitingroom", reason)
-        except ConflictError as error:
-            return error.current
+        # Whoever was faster has raised it as well, or the next tick will.
+        with suppress(ConflictError):
+            await self._store.change(replace(room, epoch=epoch), room, "waitingroom", reason)

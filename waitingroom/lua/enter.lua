@@ -25,6 +25,7 @@ local function join(knock)
     spend('enter_tat', 1)
     add('admitted', 1)
     set_gone(n, 1)
+    reserve(1)
     local ends = now + math.min(TRIAL_LIFE, session())
     redis.call('ZADD', TRIAL, ends + SLACK, knock.lane .. ':' .. n .. ':' .. knock.visitor)
     return { 'trial', n, ends }
@@ -53,6 +54,7 @@ local function claim(offer, seat, n)
   end
   spend('enter_tat', 1)
   add('admitted', 1)
+  reserve(1)
   redis.call('ZREM', OFFERS, offer)
   return { 'inside', n, lease(seat) }
 end
@@ -68,7 +70,8 @@ local function answer(knock)
     -- The seat of somebody with a pass may not have been handed in yet.
     if not is_gone(n) and not (gathering() and knock.join) then return { 'wait', n } end
   end
-  if gathering() then return { knock.wait and 'later' or 'full' } end
+  -- Those who came while the store was away have their numbers first.
+  if gathering() or (knock.join and redis.call('EXISTS', ARRIVALS) == 1) then return { 'later' } end
   return knock.join and join(knock) or { 'ended' }
 end
 

@@ -2,22 +2,29 @@
 -- number of gateways in any order, and in parts.
 local PRESENT = 15000
 
+-- Times of an earlier incarnation, whose clock may have been behind this one's.
+local function later()
+  local told = call.testimony
+  if told.clock == 0 or told.born == num('born') then return 0 end
+  return math.max(0, num('gather_from') - told.clock)
+end
+
 -- A seat that somebody vouches for keeps the later end; a number with a seat holds no offer any more.
 local function restore_seat(seat, ends, key)
   local other = key == TRIAL and ACTIVE or TRIAL
   if redis.call('ZSCORE', ENDED, seat) or (key == TRIAL and redis.call('ZSCORE', other, seat)) then return end
   local lane, n = seat:match('^([^:]+):(%d+)')
   redis.call('ZREM', other, seat)
-  redis.call('ZADD', key, 'GT', ends + SLACK, seat)
+  redis.call('ZADD', key, 'GT', ends + later() + SLACK, seat)
   redis.call('ZREM', OFFERS, lane .. ':' .. n)
   set_gone(tonumber(n), 1)
 end
 
 -- A number that is gone and holds no offer has taken it up already.
 local function restore_offer(n, deadline)
-  if is_gone(n) then return end
+  if is_gone(n) or deadline + later() <= now then return end
   set_gone(n, 1)
-  redis.call('ZADD', OFFERS, deadline, 'main:' .. n)
+  redis.call('ZADD', OFFERS, deadline + later(), 'main:' .. n)
 end
 
 -- Rows of numbers that were given to arrivals: gateway, second, the first in that second, how many, first number.
@@ -33,15 +40,20 @@ local function restore_block(rows)
   if #new > 0 then redis.call('RPUSH', BLOCKS, cjson.encode(new)) end
 end
 
--- Bits of numbers that have entered, of the segments that are still live.
-local function restore_gone()
-  local said = call.testimony.entered
-  for i, part in ipairs(said) do
-    local gone = gone_key(part.segment)
-    if gone then
-      redis.call('SET', BITS, ARGV[#ARGV - #said + i])
-      redis.call('BITOP', 'OR', gone, gone, BITS)
-    end
+-- Bits of numbers that have entered, then of those who waited, of the segments that are still live.
+local function restore_bits()
+  local entered, line = call.testimony.entered, call.testimony.line
+  local before = #ARGV - #entered - #line
+  local function add_to(key, i)
+    if not key then return end
+    redis.call('SET', BITS, ARGV[before + i])
+    redis.call('BITOP', 'OR', key, key, BITS)
+  end
+  for i, part in ipairs(entered) do add_to(gone_key(part.segment), i) end
+  for i, part in ipairs(line) do
+    local seen = segment_key(part.segment, 1) and seen_key(part.segment, math.floor(now / PERIOD))
+    add_to(seen, #entered + i)
+    if seen then redis.call('PEXPIRE', seen, config.presence_window * 1000 + 2 * PERIOD) end
   end
   redis.call('DEL', BITS)
 end
@@ -58,7 +70,7 @@ local function hand_in_testimony()
   for _, row in ipairs(told.trials) do restore_seat(row[1], row[2], TRIAL) end
   for _, row in ipairs(told.offers) do restore_offer(row[1], row[2]) end
   restore_block(told.numbered)
-  restore_gone()
+  restore_bits()
 end
 
 -- People who came while the store was away, as counts by gateway and second.
@@ -72,7 +84,7 @@ end
 -- A pass from before this state began, in a room that was taken for new: seats may be out there of which nobody
 -- knows how many.
 local function heed_old_passes()
-  if num('blind') == 0 or not call.lowest or call.lowest > num('blind') then return end
+  if num('blind') == 0 or not call.lowest or call.lowest > num('base') then return end
   put('blind', 0)
   put('calm_until', now + session())
 end
@@ -81,8 +93,10 @@ end
 local function attend()
   if call.goodbye then
     redis.call('ZREM', GATEWAYS, call.gateway)
-  elseif not gathering() or call.vouched == num('fence') or not redis.call('ZSCORE', GATEWAYS, call.gateway) then
+  elseif not gathering() or call.vouched == num('fence') then
     redis.call('ZADD', GATEWAYS, now, call.gateway)
+  else
+    redis.call('ZADD', GATEWAYS, 'NX', num('gather_from') - 1, call.gateway)
   end
   if not gathering() then
     redis.call('ZREMRANGEBYSCORE', GATEWAYS, '-inf', now - PRESENT)

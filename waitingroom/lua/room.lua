@@ -15,7 +15,7 @@ local TRIAL, ENDED, ANSWERS, AUDIT = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local BITS, OVERLAP, GATEWAYS, ENTERED = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local ARRIVALS, NUMBERED, BLOCKS = KEYS[13], KEYS[14], KEYS[15]
 local SLACK, CALM, BARRIER, TRIAL_LIFE, RECENT = 3000, 10000, 5000, 30000, 75000
-local SKIP, YOUNG, DAY = 10000, 60000, 86400000
+local SKIP, YOUNG, FARTHEST, DAY = 10000, 60000, 16, 86400000
 
 local call = cjson.decode(ARGV[1])
 local known = call.known or {}
@@ -64,7 +64,9 @@ local function inside() return redis.call('ZCARD', ACTIVE) + redis.call('ZCARD',
 local function gathering() return now < num('gather_until') end
 -- Seats that were taken when a state was lost count until they are given back, or until none can be left.
 local function reserved() return now < num('reserve_until') and num('reserve') or 0 end
-local function release(k) put('reserve', math.max(0, num('reserve') - k)) end
+local function reserve(k)
+  if reserved() > 0 then put('reserve', math.max(0, num('reserve') + k)) end
+end
 local function free_seats()
   local held = gathering() or now < num('calm_until') or share() <= 0
   if config.paused or config.queue_all or held then return 0 end
@@ -89,9 +91,11 @@ end
 local function wipe()
   redis.call('DEL', OFFERS, ACTIVE, TRIAL, ENDED, ENTERED, ARRIVALS, NUMBERED, BLOCKS)
   for i = HEAD + 1, #KEYS do redis.call('DEL', KEYS[i]) end
-  for _, name in ipairs({ 'bar_from', 'bar_until', 'candidates', 'called', 'called_before', 'passed', 'reserve' }) do
+  for _, name in ipairs({ 'bar_from', 'bar_until', 'candidates', 'called', 'called_before', 'passed' }) do
     put(name, 0)
   end
+  -- An epoch that was lost with the state is being restored: seats of it may be out there.
+  if not gathering() then put('reserve', 0) end
   put('epoch', config.epoch)
 end
 
@@ -111,6 +115,23 @@ local function resume(lost)
   end
 end
 
+-- What a gateway knows of the room's clock counts more than an older state.
+local function catch_up()
+  local ahead = (known.clock or 0) - num('clock')
+  if ahead > 0 then
+    put('clock', known.clock)
+    now = num('clock')
+    if num('gather_until') > 0 then put('gather_until', num('gather_until') + ahead) end
+    put('reserve_until', num('reserve_until') + ahead)
+  end
+end
+
+-- Numbers from `seg` on still count, however far the state began above them; but not without end.
+local function reach_back(seg)
+  local farthest = segment_of(num('issued')) - FARTHEST
+  put('first_segment', math.min(num('first_segment'), math.max(farthest, seg)))
+end
+
 -- Numbers that only gateways which are gone could have vouched for are left out.
 local function gathered()
   put('gather_until', 0)
@@ -124,23 +145,27 @@ local function this_server()
   return type(told) == 'string' and told:match('run_id:(%w+)') or ''
 end
 
+-- Those who ticked with the state that was lost have something to say about it.
+local function await_gateways()
+  for _, name in ipairs(known.gateways or {}) do redis.call('ZADD', GATEWAYS, 'NX', num('gather_from') - 1, name) end
+  redis.call('PEXPIRE', GATEWAYS, DAY)
+end
+
 -- A new incarnation continues above every number that anybody vouches for; without a voucher it begins far
 -- above any earlier one, and unless the room itself is new nobody enters until old leases have run out.
 local function begin(time)
-  local vouched = (known.issued or 0) > 0
+  local vouched = (known.clock or 0) > 0 and (known.issued or 0) > 0
   state = { clock = vouched and known.clock or time, stamp = time, born = time, epoch = config.epoch }
   state.server = this_server()
   now = num('clock')
   put('issued', vouched and known.issued or math.floor(time / 1000) * 1000)
   put('first_segment', segment_of(num('issued') + 1))
   if vouched then
-    for _, name in ipairs(known.gateways or {}) do redis.call('ZADD', GATEWAYS, now, name) end
-    redis.call('PEXPIRE', GATEWAYS, DAY)
     resume(true)
-  elseif call.seed then
-    put('blind', num('issued'))
+    await_gateways()
   else
-    put('calm_until', now + session())
+    put('base', num('issued'))
+    if call.seed then put('blind', 1) else put('calm_until', now + session()) end
   end
 end
 
@@ -159,14 +184,22 @@ end
 local function is_outdated(time, server)
   local behind = server == state.server and (known.fence or 0) > num('fence')
   if not behind or time - num('born') < YOUNG then return false end
-  if num('doubted') == 0 then redis.call('HSET', STATE, 'doubted', time) end
-  return num('doubted') == 0 or time - num('doubted') < CALM
+  local doubted = time - num('doubted')
+  if doubted > YOUNG then redis.call('HSET', STATE, 'doubted', time) end
+  return doubted > YOUNG or doubted < CALM
 end
 
 local function follow(time, server)
   if is_outdated(time, server) then return false end
   advance(time)
-  if server ~= state.server or (known.fence or 0) > num('fence') then resume(true) end
+  -- Whoever knows another incarnation of the state, or more of this one, has something to say.
+  local reborn = (known.born or num('born')) ~= num('born')
+  if reborn or server ~= state.server or (known.fence or 0) > num('fence') then
+    catch_up()
+    resume(true)
+    if reborn then await_gateways() end
+    put('doubted', 0)
+  end
   put('server', server)
   return true
 end
@@ -186,12 +219,16 @@ local function open()
   elseif not follow(time, this_server()) then
     return { 'outdated' }
   end
-  put('doubted', 0)
   put('issued', math.max(num('issued'), known.issued or 0))
   if gathering() then
-    put('clock', math.max(num('clock'), known.clock or 0))
-    now = num('clock')
-    if num('skip') > 0 then put('reserve', math.max(num('reserve'), known.inside or 0)) end
+    catch_up()
+    if num('skip') > 0 then
+      put('reserve', math.max(num('reserve'), known.inside or 0))
+      if known.first then reach_back(known.first) end
+    end
+  elseif call.oldest and call.oldest < num('base') then
+    -- A ticket from before a state that nobody vouched for.
+    reach_back(segment_of(call.oldest))
   end
   if num('gather_until') > 0 and not gathering() then gathered() end
   local first, last = live_segments()

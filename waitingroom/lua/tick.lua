@@ -14,7 +14,8 @@ local function hand_in_left()
     local seated = redis.call('ZREM', ACTIVE, who) + redis.call('ZREM', TRIAL, who)
     local offered = redis.call('ZREM', OFFERS, lane .. ':' .. n)
     -- The first word counts: saying it again must not prolong the list.
-    release(redis.call('ZADD', ENDED, 'NX', now, who))
+    local first = redis.call('ZADD', ENDED, 'NX', now, who) == 1
+    if first and (seated == 1 or (offered == 0 and is_gone(n))) then reserve(-1) end
     if seated == 0 and (offered == 1 or not is_gone(n)) then add('abandoned', 1) end
     add('left', seated)
     set_gone(n, 1)
@@ -79,7 +80,7 @@ local function expire()
   if gathering() then return end
   local ended = redis.call('ZREMRANGEBYSCORE', ACTIVE, '-inf', now)
   add('expired', ended)
-  release(ended + redis.call('ZCOUNT', TRIAL, '-inf', now))
+  reserve(-ended - redis.call('ZCOUNT', TRIAL, '-inf', now))
   for _, seat in ipairs(redis.call('ZRANGEBYSCORE', TRIAL, '-inf', now)) do
     local _, n = parse_seat(seat)
     set_gone(n, 0)
@@ -265,9 +266,9 @@ number_arrivals()
 local parts, waiting, present = waiting_bits()
 local digest = redis.sha1hex(table.concat(parts, ';'))
 local reply = {
-  clock = now, stamp = num('stamp'), fence = num('fence'), epoch = config.epoch,
+  clock = now, stamp = num('stamp'), born = num('born'), fence = num('fence'), epoch = config.epoch,
   issued = num('issued'), first = call.first, last = call.last,
-  inside = inside(), offered = redis.call('ZCARD', OFFERS), waiting = waiting, present = present,
+  inside = inside(), taken = math.max(inside(), reserved()), offered = redis.call('ZCARD', OFFERS), waiting = waiting, present = present,
   candidates = num('candidates'), totals = totals(), spent = spent, missed = missed, again = again(), digest = digest,
   calm = math.max(0, num('calm_until') - now, num('gather_until') - now),
   asked = num('asked'), failed = num('failed'), share = share(),
