@@ -1,5 +1,6 @@
 """A clock in the hands of the test, put in the place of the store's own, and a gateway that a test plays."""
 
+import asyncio
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,10 +9,11 @@ from typing import Any, Self
 
 import redis
 
+from waitingroom.desk import Desk
 from waitingroom.handin import HandIn
-from waitingroom.room import Answer, Knock, Room, Snapshot
-from waitingroom.store import Store
-from waitingroom.tickets import seat_of
+from waitingroom.room import Answer, Entry, Knock, Room, Snapshot
+from waitingroom.store import Store, StoreUnavailableError
+from waitingroom.tickets import Token, Use, seat_of
 
 SOURCE = "local function store_time() return tonumber(redis.call('GET', 'test:clock')) end"
 
@@ -109,6 +111,35 @@ class Gateway:
         """Change the room, as an operator does."""
         new = replace(self.room, **settings)
         self.room = await self.store.change(new, self.room, "anna", "the sale is on")
+
+
+@dataclass
+class Teller:
+    """A gateway's store and the desk that it keeps, in the hands of a test."""
+
+    store: Store
+    desk: Desk
+
+    async def tick(self) -> bool:
+        """Exchange; whether the store was there."""
+        carried = self.desk.take()
+        sent = asyncio.get_running_loop().time()
+        try:
+            room, snapshot = await self.store.tick(self.desk.room, self.desk.snapshot, carried)
+        except StoreUnavailableError:
+            self.desk.take_back(carried)
+            return False
+        self.desk.absorb(room, snapshot, carried, sent)
+        return True
+
+    async def join(self, *visitors: str) -> list[Answer]:
+        """Newcomers; those who enter are noted as the gateway notes them."""
+        answers = await self.store.enter("sale", [Knock(visitor) for visitor in visitors])
+        for visitor, answer in zip(visitors, answers, strict=True):
+            if answer.entry is Entry.TRIAL:
+                seat = Token(Use.PASS, "sale", visitor, answer.number, 1, answer.until, 0, 0)
+                self.desk.enter(seat, trial=True)
+        return answers
 
 
 def seat(ticket: Knock) -> str:

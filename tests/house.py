@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from tests.clockwork import SOURCE, Clock
+from tests.clockwork import OPENING, SOURCE, Clock
 from tests.wire import Storefront, Wire, dial, storefront
 from waitingroom import config
 from waitingroom.desk import Desk
@@ -257,16 +257,17 @@ async def house(
     gateways: int = 1,
     server: dict[str, Any] | None = None,
     at: str | None = None,
+    now: int = OPENING,
     **changes: Any,
 ) -> AsyncIterator[House]:
     """Open a shop: one room, `ROOM` with `changes`, unless others are given.
 
-    `at` is the store's address as gateways have it, if it is not the clock's.
+    `at` is the store's address as gateways have it, if it is not the clock's; `now` is when it opens.
     """
     async with AsyncExitStack() as stack:
         origin = Origin()
         front = origin.front = await stack.enter_async_context(storefront(origin.answer))
-        clock = stack.enter_context(Clock(url))
+        clock = stack.enter_context(Clock(url, now))
         behind = [
             replace(room, upstream=room.upstream or front.url) for room in rooms or [replace(ROOM, **changes)]
         ]

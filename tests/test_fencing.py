@@ -1,50 +1,19 @@
 """A fail-over that loses writes repeats no number, and a primary with an old state is not believed."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.clockwork import Teller
 from tests.conftest import eventually
 from tests.servers import Watched, running
 from waitingroom.desk import Desk
-from waitingroom.room import Answer, Entry, Knock, Room
+from waitingroom.room import Entry, Knock, Room
 from waitingroom.store import Store, StoreUnavailableError
-from waitingroom.tickets import Token, Use
 
 SALE = Room(name="sale", total_active_users=3, new_users_per_minute=60_000)
-
-
-@dataclass
-class Teller:
-    """One gateway's store and desk, which ticks when told to."""
-
-    store: Store
-    desk: Desk
-
-    async def tick(self) -> bool:
-        """Exchange; whether the store was there."""
-        carried = self.desk.take()
-        sent = asyncio.get_running_loop().time()
-        try:
-            room, snapshot = await self.store.tick(self.desk.room, self.desk.snapshot, carried)
-        except StoreUnavailableError:
-            self.desk.take_back(carried)
-            return False
-        self.desk.absorb(room, snapshot, carried, sent)
-        return True
-
-    async def join(self, *visitors: str) -> list[Answer]:
-        """Newcomers; those who enter are noted as the gateway notes them."""
-        answers = await self.store.enter("sale", [Knock(visitor) for visitor in visitors])
-        for visitor, answer in zip(visitors, answers, strict=True):
-            if answer.entry is Entry.TRIAL:
-                seat = Token(Use.PASS, "sale", visitor, answer.number, 1, answer.until, 0, 0)
-                self.desk.enter(seat, trial=True)
-        return answers
 
 
 @asynccontextmanager

@@ -52,7 +52,7 @@ async def waiting_room(url: str, folder: Path) -> AsyncIterator[tuple[House, Pro
 
 
 async def serve(shop: House, inside: list[Shopper], times: int = 1) -> None:
-    """Everybody inside looks at a page, well or badly, and the gateway hands in how it went; so many times."""
+    """Everybody inside looks at a page, and the gateway hands in how it went; so many times."""
     for _ in range(times):
         for shopper in inside:
             await shopper.visit("/goods")
@@ -119,9 +119,10 @@ async def test_a_storefront_that_nobody_asks_is_tried_again(valkey_url: str, tmp
 
 
 async def test_no_single_visitor_can_stop_the_sale(valkey_url: str, tmp_path: Path) -> None:
-    """Requests without a pass say nothing, and each seat has one voice, whatever it asks for and how often."""
-    room = {"bypass_paths": ("/webhook",), "total_active_users": 20, "slow_after": 0.2}
-    async with house(valkey_url, tmp_path, **room) as shop:
+    """Requests without a pass say nothing, and each seat has one voice, however often it asks."""
+    async with house(
+        valkey_url, tmp_path, bypass_paths=("/webhook",), total_active_users=20, slow_after=0.2
+    ) as shop:
         inside = await fill(shop)
         for _ in range(40):
             assert (await shop.shopper().visit("/webhook/broken")).status == 500
