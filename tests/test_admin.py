@@ -1,6 +1,7 @@
 """What the private listener promises to whoever runs the rooms, on a real gateway with a real store."""
 
 import asyncio
+import gzip
 import json
 import re
 from base64 import b64encode
@@ -464,3 +465,12 @@ def test_admissions_are_told_by_the_minute(admitted: list[int], rate: float | No
     """The rate is that of the last minute, unknown before two samples, and never below zero."""
     samples = deque((Sample(2.0 * at, 0, 0, count) for at, count in enumerate(admitted)), maxlen=SAMPLES)
     assert per_minute(samples) == rate
+
+
+async def test_a_compressed_body_is_not_unpacked(operator: Operator) -> None:
+    """Nobody makes much of little here: a packed body is no JSON."""
+    packed = gzip.compress(json.dumps({"set": {"total_active_users": 40}, **WHO}).encode())
+    status, told, _ = await operator.ask(
+        "PATCH", "/v1/rooms/sale", packed, If_Match='"1"', Content_Encoding="gzip"
+    )
+    assert (status, told["title"]) == (400, "The body is not JSON")

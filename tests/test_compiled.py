@@ -16,6 +16,7 @@ from tests.test_architecture import ROOT, tracked
 PROMISES = [
     *("test_http1", "test_memory", "test_proxy", "test_proxy_tunnels", "test_proxy_streams", "test_tickets"),
     *("test_gateway", "test_gateway_rooms", "test_gateway_tokens", "test_gateway_outages", "test_decision"),
+    *("test_hostile", "test_many", "test_differential"),
     *("test_desk", "test_room", "test_visit", "test_ticker", "test_server", "test_telemetry", "test_logs"),
     "test_newcomers",
 ]
@@ -72,7 +73,8 @@ def test_the_data_path_is_compiled(elsewhere: Path) -> None:
     """Every module that a request crosses is an extension there."""
     script = """
 import importlib, json
-names = ["http1", "heads", "exchange", "proxy", "upstream", "hop", "gateway", "desk", "tickets", "outbox"]
+names = ["http1", "heads", "exchange", "proxy", "upstream", "hop", "gateway", "desk", "tickets", "outbox",
+         "premises", "bodies"]
 print(json.dumps({name: importlib.import_module(f"waitingroom.{name}").__file__ for name in names}))
 """
     files = json.loads(run(elsewhere, "-c", script))

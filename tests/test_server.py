@@ -191,6 +191,17 @@ async def test_tls_is_served(valkey_url: str, tmp_path: Path, certificate: dict[
     assert (head.get(b"set-cookie") or b"").startswith(b"__Host-wr-sale=")
 
 
+async def test_a_slow_handshake_has_the_time_of_a_head(
+    valkey_url: str, tmp_path: Path, certificate: dict[str, str]
+) -> None:
+    """Who connects to the TLS listener and says nothing, or not enough, is cut."""
+    async with house(valkey_url, tmp_path, server=certificate | {"head_timeout": 0.3}) as shop:
+        port = shop.shopper().port
+        async with dial(port) as silent, dial(port) as slow:
+            await slow.send(b"\x16\x03\x01\x02\x00\x01\x00")
+            assert (await silent.rest(), await slow.rest()) == (b"", b"")
+
+
 async def test_the_stores_room_counts_and_a_difference_is_told(
     valkey_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

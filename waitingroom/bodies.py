@@ -3,11 +3,29 @@
 Chunked bodies are decoded by llhttp with no leniency switched on. Nothing here knows a socket.
 """
 
+import re
 from typing import Final
 
 import httptools
 
-from waitingroom.heads import CRLF2
+from waitingroom.heads import CRLF2, BadRequestError
+
+_SIZE_LINE = re.compile(rb"[0-9A-Fa-f]+(?:;[\t -~\x80-\xff]*)?\r\n")
+_LONGEST_SIZE_LINE: Final = 1024
+
+
+def begins_chunk(data: bytes, at: int) -> bool:
+    """Whether the line of a chunk's size stands at `at`; False while it is incomplete.
+
+    Raises:
+        BadRequestError: 400; something else stands there.
+    """
+    end = data.find(b"\n", at, at + _LONGEST_SIZE_LINE) + 1
+    if end == 0 and len(data) < at + _LONGEST_SIZE_LINE:
+        return False
+    if _SIZE_LINE.fullmatch(data, at, end) is None:
+        raise BadRequestError(400, "malformed chunked body")
+    return True
 
 
 class Counted:

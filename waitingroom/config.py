@@ -58,6 +58,7 @@ class Server:
     head_timeout: float = setting(10.0, "Time for a request's head to arrive.", duration=True, gt=0)
     keepalive_timeout: float = setting(75.0, "Time that an idle connection is kept.", duration=True, gt=0)
     body_timeout: float = setting(60.0, "Longest silence in the middle of a body.", duration=True, gt=0)
+    min_body_rate: int = setting(500, "Least average rate of a body, in bytes a second; 0 is any.", ge=0)
     upstream_connections: int = setting(256, "Connections to one storefront at one time.", ge=1)
     connect_timeout: float = setting(
         5.0, "Time for the storefront to accept a connection.", duration=True, gt=0

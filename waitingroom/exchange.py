@@ -196,6 +196,15 @@ class Exchange:
             relay.gone()
 
 
+def refusal(status: int, reason: str) -> bytes:
+    """The whole answer, the last on its connection, to a request that nobody acts on."""
+    text = f"{status} {HTTPStatus(status).phrase}: {reason}\n".encode()
+    return (
+        b"HTTP/1.1 %d %b\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
+        b"Connection: close\r\n\r\n%b" % (status, REASONS[status], len(text), text)
+    )
+
+
 def header_lines(pairs: Iterable[tuple[str, str]]) -> bytes:
     """Header lines of name and value pairs. Raises ValueError for a line break in either."""
     lines = [f"{name}: {value}" for name, value in pairs]

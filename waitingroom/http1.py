@@ -8,42 +8,23 @@ watches every deadline. The handler either answers (`Exchange.respond`) or sets 
 import asyncio
 import logging
 import math
-from collections import Counter
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import cast
 
 import httptools
 
-from waitingroom.bodies import Body, Chunked, Counted
-from waitingroom.deadlines import Sweep
-from waitingroom.exchange import REASONS, Exchange, Handler, Relay
-from waitingroom.forwarded import Client, Network, client_of
-from waitingroom.heads import CRLF2, BadRequestError, Head, Memory, RequestFields, check_partial, parse_head
-from waitingroom.outbox import Outbox, Speaker
+from waitingroom.bodies import Body, Chunked, Counted, begins_chunk
+from waitingroom.exchange import Exchange, Handler, Relay, refusal
+from waitingroom.forwarded import Client, Network
+from waitingroom.heads import CRLF2, BadRequestError, Head, check_partial, parse_head
+from waitingroom.outbox import Speaker
+from waitingroom.premises import Limits, Premises
 
-__all__ = ["Client", "Connection", "Exchange", "Handler", "Head", "Limits", "Listener", "Relay", "client_of"]
+__all__ = ["Connection", "Exchange", "Handler", "Head", "Limits", "Listener", "Relay"]
 
 _LINGER = 2.0
 """Seconds in which a client may still read the last answer."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one client, and all of them together, may take. Sizes in bytes, times in seconds."""
-
-    head_bytes: int = 32 * 1024
-    head_fields: int = 100
-    head_timeout: float = 10.0
-    keepalive_timeout: float = 75.0
-    body_idle_timeout: float = 60.0
-    connections: int = 10_000
-    high_water: int = 256 * 1024
-    low_water: int = 64 * 1024
-    drain_bytes: int = 64 * 1024
-    """Rest of an unread request body that is read past to keep the connection."""
 
 
 class Listener:
@@ -54,21 +35,19 @@ class Listener:
     """
 
     def __init__(
-        self, handler: Handler, limits: Limits = Limits(), trusted: tuple[Network, ...] = ()
+        self,
+        handler: Handler,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        trusted: tuple[Network, ...] = (),
     ) -> None:
-        self.handler = handler
-        self.limits = limits
-        self.trusted = trusted
-        self.refusals: Counter[int] = Counter()
-        self.draining = False
-        self.outbox = Outbox()
-        self.memory: Memory[RequestFields] = Memory()
-        shortest = min(limits.head_timeout, limits.keepalive_timeout, limits.body_idle_timeout)
-        self.sweep = Sweep(min(1.0, shortest / 4))
+        self._premises = premises = Premises(handler, limits, trusted)
+        self.outbox = premises.outbox
+        self.refusals = premises.refusals
+        self.sweep = premises.sweep
 
     def __call__(self) -> asyncio.Protocol:
         """A protocol for a client that connects."""
-        return cast("asyncio.Protocol", Connection(self))
+        return cast("asyncio.Protocol", Connection(self._premises))
 
     @property
     def connections(self) -> int:
@@ -76,28 +55,16 @@ class Listener:
         return len(self.sweep.members)
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - what is left then is cut, not cancelled
-        """Let requests under way finish for at most `timeout` seconds, then cut what is left.
-
-        Idle connections close at once, the others with their answer. Stop listening before.
-        """
-        self.draining = True
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
-        connections = [member for member in self.sweep.members if isinstance(member, Connection)]
-        for connection in connections:
-            connection.retire()
-        while self.sweep.members and loop.time() < end:  # noqa: ASYNC110 - an event would cost every close
-            await asyncio.sleep(0.02)
-        for connection in connections:
-            connection.cut()
+        """Let requests under way finish for so many seconds, and no more begin. Stop listening before."""
+        await self._premises.drain(timeout)
 
 
 class Connection(Speaker):
     """One client's connection: it waits for a head, or serves one exchange, or lingers to close."""
 
-    def __init__(self, listener: Listener) -> None:
-        super().__init__(listener.outbox)
-        self._listener = listener
+    def __init__(self, premises: Premises) -> None:
+        super().__init__(premises.outbox)
+        self._premises = premises
         self._time = asyncio.get_running_loop().time
         self.deadline = math.inf
         self.peer = ""
@@ -106,6 +73,9 @@ class Connection(Speaker):
         self._exchange: Exchange | None = None
         self._body: Body | None = None
         self._buffer = b""
+        self._left = 0.0
+        self._unread = 0
+        self._watched = 0.0
         self._choked = False
         self._in_loop = False
         self._lingering = False
@@ -114,22 +84,20 @@ class Connection(Speaker):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
-        limits = self._listener.limits
+        limits = self._premises.limits
         transport = self.connected(transport, limits.high_water, limits.low_water)
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
             self.peer = peer[0]
         if transport.get_extra_info("sslcontext") is not None:
             self.scheme = "https"
-        full = self._listener.connections >= limits.connections
-        self._listener.sweep.add(self)
         self._wait(limits.head_timeout)
-        if full:
+        if not self._premises.admit(self):
             self._refuse(503, "too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason changes nothing
         """The client has left, or the connection was closed here."""
-        self._listener.sweep.discard(self)
+        self._premises.sweep.discard(self)
         self._lingering = True
         self._buffer = b""
         if self._exchange is not None:
@@ -148,7 +116,7 @@ class Connection(Speaker):
     def pause_writing(self) -> None:
         """The client does not keep up with its answer."""
         self._choked = True
-        self._wait(self._listener.limits.body_idle_timeout)
+        self._watch(self._transport.get_write_buffer_size())
         if self._exchange is not None and self._exchange.relay is not None:
             self._exchange.relay.hold()
 
@@ -159,6 +127,8 @@ class Connection(Speaker):
             self._settle()
             return
         self.deadline = math.inf
+        if self._body is not None and not self._paused:
+            self._wait(self._premises.limits.body_idle_timeout)
         if self._exchange.relay is not None:
             self._exchange.relay.flow()
 
@@ -173,11 +143,41 @@ class Connection(Speaker):
             self._pump()
 
     def expired(self) -> None:
-        """Close what keeps us waiting: silently between requests, with 408 in the middle of a head."""
-        if self._exchange is None and self._buffer and not self._lingering:
-            self._refuse(408, "the request head took too long")
-        else:
+        """Close what keeps us waiting: silently between requests, with 408 in the middle of one."""
+        if self._reads():
+            return
+        if self._lingering or self._choked or (self._exchange is None and not self._buffer):
             self.cut()
+        else:
+            what = "head" if self._exchange is None else "body"
+            self._refuse(408, f"the request {what} took too long")
+
+    def _reads(self) -> bool:
+        """Whether the client takes its answer, at the least rate or faster; it is looked at again then."""
+        unread, limits = self._transport.get_write_buffer_size(), self._premises.limits
+        if not unread or (self._lingering and not self._transport.is_closing()):
+            return False
+        taken = self._unread - unread
+        if self.deadline == self._watched and taken <= limits.body_rate * limits.body_idle_timeout:
+            return False
+        self._watch(unread)
+        return True
+
+    def _watch(self, unread: int) -> None:
+        """Expect the client to take some of these bytes in a while."""
+        self._unread = unread
+        self._wait(self._premises.limits.body_idle_timeout)
+        self._watched = self.deadline
+
+    def idles(self) -> bool:
+        """Whether nothing is under way: no request has begun, or none that is whole."""
+        idle = self._exchange is None and self._body is None and not self._lingering and not self._choked
+        return idle and not self._transport.get_write_buffer_size()
+
+    def give_way(self) -> None:
+        """Close at once, to make room."""
+        self._lingering = True
+        self.cut()
 
     def _next(self) -> None:
         """Take heads off the buffer and hand them on until one has to wait."""
@@ -194,38 +194,44 @@ class Connection(Speaker):
 
     def _idle(self) -> bool:
         """Whether the next request may be served; not while the client leaves answers unread."""
-        if self._choked and len(self._buffer) > self._listener.limits.head_bytes:
+        if self._choked and len(self._buffer) > self._premises.limits.head_bytes:
             self.pause()
         return self._exchange is None and self._body is None and not self._lingering and not self._choked
 
     def _take_head(self) -> bool:
         """Begin the exchange of the head at the front of the buffer; False while that head is incomplete."""
         data = self._buffer
-        limits = self._listener.limits
+        limits = self._premises.limits
         end = data.find(CRLF2) + 4
-        if end < 4:  # noqa: PLR2004 - length of the mark that was not found
-            if len(data) > limits.head_bytes:
-                raise BadRequestError(431, "the request head is too long")
-            check_partial(data)
-            if self.deadline > self._time() + limits.head_timeout:
-                self._wait(limits.head_timeout)
-            return False
-        if end > limits.head_bytes:
+        found = end >= 4  # noqa: PLR2004 - length of the mark
+        if (end if found else len(data)) > limits.head_bytes:
             raise BadRequestError(431, "the request head is too long")
+        if not found:
+            check_partial(data)
+            return self._incomplete()
         whole = end == len(data)
-        head = parse_head(data if whole else data[:end], limits.head_fields, self._listener.memory)
-        self._buffer = b"" if whole else data[end:]
-        self.deadline = math.inf
+        head = parse_head(data if whole else data[:end], limits.head_fields, self._premises.memory)
         fields = head.fields
         if fields.has_body:
+            if fields.chunked and not fields.expects_continue and not begins_chunk(data, end):
+                return self._incomplete()
             self._body = Chunked() if fields.chunked else Counted(fields.length or 0)
+        self._buffer = b"" if whole else data[end:]
+        self.deadline = math.inf
         self._serve(Exchange(head, self))
         return True
+
+    def _incomplete(self) -> bool:
+        """Wait for more of a request's beginning, however often more comes, until its time is up."""
+        timeout = self._premises.limits.head_timeout
+        if self.deadline > self._time() + timeout:
+            self._wait(timeout)
+        return False
 
     def _serve(self, exchange: Exchange) -> None:
         self._exchange = exchange
         try:
-            self._listener.handler.handle(exchange)
+            self._premises.handler.handle(exchange)
         except Exception:  # noqa: BLE001 - a bug in the handler must cost one request, not the gateway
             _log.exception("a request could not be handled")
             if exchange.started:
@@ -238,7 +244,7 @@ class Connection(Speaker):
         exchange, body = self._exchange, self._body
         relay = exchange.relay if exchange is not None and exchange.pulling else None
         if exchange is not None and (relay is None or (body is None and not self._tunnel)):
-            if len(self._buffer) > self._listener.limits.head_bytes:
+            if len(self._buffer) > self._premises.limits.head_bytes:
                 self.pause()
             return
         data, self._buffer = self._buffer, b""
@@ -258,7 +264,7 @@ class Connection(Speaker):
             self._body = None
             self.deadline = math.inf
         else:
-            self._wait(self._listener.limits.body_idle_timeout)
+            self._earn(len(data))
         if relay is None:
             self._settle()
             return
@@ -267,11 +273,17 @@ class Connection(Speaker):
         if body.done:
             relay.body_end(body.trailers)
 
+    def _earn(self, size: int) -> None:
+        """Give the client time for what it has sent; silence and slowness use up the same patience."""
+        limits = self._premises.limits
+        earned = size / limits.body_rate if limits.body_rate else math.inf
+        self.deadline = min(self.deadline + earned, self._time() + limits.body_idle_timeout)
+
     def pull(self) -> None:
         """The relay wants the body now."""
         if self._body is not None:
-            self._wait(self._listener.limits.body_idle_timeout)
             self.resume()
+            self._wait(self._premises.limits.body_idle_timeout)
             if self._buffer:
                 self._pump()
 
@@ -286,40 +298,38 @@ class Connection(Speaker):
         """Read no more for now."""
         if not self._paused:
             self._paused = True
-            self.deadline = math.inf
+            self._left = self.deadline - self._time()
+            if not self._choked:
+                self.deadline = math.inf
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
         if self._paused:
             self._paused = False
-            if self._body is not None:
-                self._wait(self._listener.limits.body_idle_timeout)
+            if self._body is not None and not self._choked:
+                self._wait(self._left)
             self._transport.resume_reading()
 
     def client(self, head: Head) -> Client:
         """Who sent the request with this head."""
-        if not self._listener.trusted:
-            client = self._client
-            if client is None or client.host != head.host:
-                client = self._client = Client(self.peer, self.scheme, head.host)
-            return client
-        asked = head.fields.client
-        if asked is None or asked[0] != (self.peer, self.scheme, head.host):
-            client = client_of(head, self.peer, self._listener.trusted, self.scheme)
-            asked = head.fields.client = (self.peer, self.scheme, head.host), client
-        return cast("Client", asked[1])
+        if self._premises.trusted:
+            return self._premises.client(head, self.peer, self.scheme)
+        client = self._client
+        if client is None or client.host != head.host:
+            client = self._client = Client(self.peer, self.scheme, head.host)
+        return client
 
     def persists(self, head: Head) -> bool:
         """Whether another request may follow the one with this head."""
-        return head.fields.keep_alive and not self._listener.draining and not self._lingering
+        return head.fields.keep_alive and not self._premises.draining and not self._lingering
 
     def skips(self, head: Head) -> bool:
         """Whether what is unread of the body is little enough to be read past."""
         body = self._body
         if body is None:
             return True
-        small = isinstance(body, Counted) and body.left <= self._listener.limits.drain_bytes
+        small = isinstance(body, Counted) and body.left <= self._premises.limits.drain_bytes
         return small and not head.fields.expects_continue
 
     def answered(self, *, keep: bool) -> None:
@@ -337,7 +347,7 @@ class Connection(Speaker):
     def _settle(self) -> None:
         """Between two requests, once the last body is out of the way."""
         if self._body is None and not self._lingering:
-            self._wait(self._listener.limits.keepalive_timeout)
+            self._wait(self._premises.limits.keepalive_timeout)
             if self._paused:
                 self.resume()
             if self._buffer:
@@ -347,7 +357,7 @@ class Connection(Speaker):
 
     def _refuse(self, status: int, reason: str) -> None:
         """Answer with an error of the protocol and close; cut, if an answer has begun."""
-        self._listener.refusals[status] += 1
+        self._premises.refusals[status] += 1
         exchange, self._exchange = self._exchange, None
         started = exchange is not None and exchange.started
         if exchange is not None:
@@ -355,17 +365,13 @@ class Connection(Speaker):
         if started:
             self.cut()
             return
-        text = f"{status} {HTTPStatus(status).phrase}: {reason}\n".encode()
-        self.write(
-            b"HTTP/1.1 %d %b\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
-            b"Connection: close\r\n\r\n%b" % (status, REASONS[status], len(text), text)
-        )
+        self.write(refusal(status, reason))
         self._linger()
 
     def _close(self) -> None:
         if self._body is None and not self._buffer:
             self._lingering = True
-            self._wait(self._listener.limits.body_idle_timeout)
+            self._wait(self._premises.limits.body_idle_timeout)
             self.close()
         else:
             self._linger()
@@ -376,7 +382,7 @@ class Connection(Speaker):
         self._buffer = b""
         self.resume()
         self._wait(_LINGER)
-        if self._listener.connections > self._listener.limits.connections:
+        if len(self._premises.sweep.members) > self._premises.limits.connections:
             self.close()
         else:
             self.half_close()

@@ -196,6 +196,7 @@ class Server:
             head_timeout=settings.head_timeout,
             keepalive_timeout=settings.keepalive_timeout,
             body_idle_timeout=settings.body_timeout,
+            body_rate=settings.min_body_rate,
             connections=settings.max_connections,
         )
         listener = self._listener = Listener(self._gateway, limits, self.settings.trusted)
@@ -205,8 +206,11 @@ class Server:
         host, port = parse_address(settings.listen)
         loop = asyncio.get_running_loop()
         try:
-            context = _tls(settings.tls_certificate, settings.tls_key, "[server] tls_certificate")
-            server = await loop.create_server(listener, host, port, ssl=context, backlog=4096)
+            tls = _tls(settings.tls_certificate, settings.tls_key, "[server] tls_certificate")
+            patience = settings.head_timeout if tls else None
+            server = await loop.create_server(
+                listener, host, port, ssl=tls, ssl_handshake_timeout=patience, backlog=4096
+            )
         except OSError as error:
             raise _unusable("[server] listen", settings.listen, error, _ELSEWHERE) from None
         self.public_address = server.sockets[0].getsockname()[:2]

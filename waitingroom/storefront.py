@@ -110,7 +110,9 @@ class Storefront:
         self._in_flight = 0
         self._workers = asyncio.Semaphore(capacity.workers)
         self._sold = asyncio.Condition()
-        self._runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=0.5)
+        self._runner = web.AppRunner(
+            self._application(), access_log=None, shutdown_timeout=0.5, auto_decompress=False
+        )
         self._pages = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True
         )
