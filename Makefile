@@ -6,10 +6,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 COMPILED := build/compiled
-CODE   := waitingroom tests $(wildcard benchmarks loadtest)
+CODE   := waitingroom tests $(wildcard benchmarks fuzz loadtest)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check wheel bench bench-million bench-ten-million bench-many bench-check outages lock fmt clean
+.PHONY: help setup demo test check fuzz wheel bench bench-million bench-ten-million bench-many bench-check outages lock fmt \
+    clean
 
 help:         ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,6 +41,10 @@ check: $(READY)  ## lint, format, types, and that imports only go down
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+fuzz: $(READY)  ## look for bytes that break a promise, a minute for each target (ARGS="--seconds 10 --only paths")
+	@$(BIN)/pip install --quiet --no-deps --require-hashes --requirement fuzz/requirements.lock
+	$(BIN)/python -m fuzz $(ARGS)
+
 wheel: $(READY)  ## build dist/*.whl with the data path compiled; needs a C compiler
 	@rm -rf build && mkdir -p build/source dist
 	@cp -r waitingroom pyproject.toml README.md LICENSE build/source
@@ -69,6 +74,9 @@ lock: $(READY)  ## write requirements.lock anew from pyproject.toml (ARGS=--upgr
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --quiet \
 	    --generate-hashes --no-emit-index-url --no-header --no-annotate --output-file requirements.lock $(ARGS)
 	sed -i '1i # What the project and its tools need, pinned by hash. Written by: make lock' requirements.lock
+	$(BIN)/uv pip compile --group fuzz --universal --python-version 3.11 --quiet \
+	    --generate-hashes --no-emit-index-url --no-header --no-annotate --output-file fuzz/requirements.lock $(ARGS)
+	sed -i '1i # What make fuzz needs besides, pinned by hash. Written by: make lock' fuzz/requirements.lock
 
 fmt: $(READY)  ## put the code into its format
 	$(BIN)/ruff check --fix-only --quiet $(CODE)

@@ -16,7 +16,7 @@ from tests.test_architecture import ROOT, tracked
 PROMISES = [
     *("test_http1", "test_memory", "test_proxy", "test_proxy_tunnels", "test_proxy_streams", "test_tickets"),
     *("test_gateway", "test_gateway_rooms", "test_gateway_tokens", "test_gateway_outages", "test_decision"),
-    *("test_hostile", "test_many", "test_differential"),
+    *("test_hostile", "test_many", "test_differential", "test_fuzz"),
     *("test_desk", "test_room", "test_visit", "test_ticker", "test_server", "test_telemetry", "test_logs"),
     "test_newcomers",
 ]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from waitingroom.addresses import parse_origin
 from waitingroom.config import (
     SECTIONS,
     ConfigError,
@@ -275,3 +276,55 @@ def test_every_setting_says_what_it_is() -> None:
     for kind in (*SECTIONS.values(), Room):
         documents = [item.metadata["doc"] for item in fields(kind) if item.name != "version"]
         assert all(len(text) > 10 and text.rstrip().endswith(".") for text in documents)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 5000,
+        "a = " + "{a = " * 5000,
+        "a = " + "9" * 5000,
+        "[server]\nhead_timeout = " + "9" * 400,
+    ],
+    ids=["lists in lists", "tables in tables", "digits", "seconds"],
+)
+def test_what_is_too_much_to_read_is_refused_like_any_other(text: str) -> None:
+    """Nesting without end, or a number beyond all numbers, is an error with its place, not a trace."""
+    assert error_of(text).where.startswith("waitingroom.toml")
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("http://127.0.0.1:8000", ("", "127.0.0.1", 8000, False)),
+        ("https://shop.example", ("", "shop.example", 443, True)),
+        ("http://[::1]", ("", "::1", 80, False)),
+        ("http://[::1]:81", ("", "::1", 81, False)),
+        ("unix:/run/shop.sock", ("/run/shop.sock", "", 80, False)),
+        ("unix:///run/shop.sock", ("/run/shop.sock", "", 80, False)),
+    ],
+)
+def test_origins_are_read(url: str, origin: tuple[str, str, int, bool]) -> None:
+    """Host and port, TLS or not, or the path of a socket."""
+    assert parse_origin(url) == origin
+    assert load_text(TWO_ROOMS.replace("unix:/run/shop.sock", url), {}).rooms[1].upstream == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "http://[",
+            "http://[:::]",
+            "http://:80",
+            "http://a:99999",
+            "http://a:x",
+            "http://u@a",
+            "http://a/b",
+        ),
+        *("http://a b", "unix:", "unix:/", "unix://host/path", "http://", "a"),
+    ],
+)
+def test_what_cannot_be_connected_to_is_no_origin(url: str) -> None:
+    """It is found when the configuration is read, not when the first shopper comes."""
+    assert "upstream" in error_of(TWO_ROOMS.replace("unix:/run/shop.sock", url)).where

@@ -70,15 +70,15 @@ async def test_a_body_that_trickles_is_cut(start: bytes, piece: bytes) -> None:
 @pytest.mark.parametrize("rate", [1000, 0])
 async def test_a_body_that_keeps_up_the_rate_passes(rate: int) -> None:
     """A slow upload may take as long as it needs; without a rate any upload that is not silent may."""
-    limits = Limits(body_idle_timeout=1.0, body_rate=rate)
+    limits = Limits(body_idle_timeout=2.0, body_rate=rate)
     size = 250 if rate else 2
     async with (
         storefront(swallow) as shop,
         gate(shop.url, limits=limits) as front,
         dial(front.port) as client,
     ):
-        await client.send(UPLOAD + b"Content-Length: %d\r\n\r\n" % (30 * size))
-        await drip(client, b"x" * size, 0.05, 30)
+        await client.send(UPLOAD + b"Content-Length: %d\r\n\r\n" % (50 * size))
+        await drip(client, b"x" * size, 0.05, 50)
         assert (await client.answer())[1] == b"ok"
 
 

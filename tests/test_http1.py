@@ -227,6 +227,7 @@ def test_absolute_targets_name_their_own_host() -> None:
         ([b'Forwarded: for="[2001:db8::1]:4711";proto=https;host=www.example'], "10.0.0.1",
          ("2001:db8::1", "https", b"www.example")),
         ([b"Forwarded: for=1.1.1.1, for=9.9.9.9"], "::ffff:10.0.0.1", ("9.9.9.9", "http", SHOP)),
+        ([b'X-Forwarded-For: fe80::1%";proto=https'], "10.0.0.1", ("fe80::1", "http", SHOP)),
         ([], "", ("", "http", SHOP)),
     ],
 )  # fmt: skip

@@ -11,6 +11,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -18,6 +19,7 @@ from tests.test_architecture import ROOT, tracked
 from waitingroom import __version__
 
 LOCK = (ROOT / "requirements.lock").read_text()
+FUZZ_LOCK = (ROOT / "fuzz" / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -94,17 +96,19 @@ def test_every_part_loads_from_the_wheel(installed: Path, module: str) -> None:
     assert Path(where.strip()).is_relative_to(installed)
 
 
-def pinned() -> dict[str, str]:
-    """Package name to locked version."""
+def pinned(lock: str) -> dict[str, str]:
+    """Package name to locked version, of what this Python is for."""
+    entries = re.findall(r"^([\w.\-\[\]]+)==([\w.+!]+)(?: ; (.*?))? \\", lock, re.MULTILINE)
     return {
         canonicalize_name(name): version
-        for name, version in re.findall(r"^([\w.\-\[\]]+)==([\w.+!]+)", LOCK, re.MULTILINE)
+        for name, version, marker in entries
+        if not marker or Marker(marker).evaluate()
     }
 
 
 def test_the_lock_pins_everything_by_hash() -> None:
     """Each entry is one exact version with at least one hash, and no other kind of line occurs."""
-    for entry in re.sub(r"\\\n\s+", "", LOCK).splitlines():
+    for entry in re.sub(r"\\\n\s+", "", LOCK + FUZZ_LOCK).splitlines():
         if not entry.startswith("#"):
             assert re.fullmatch(r"[\w.\-\[\]]+==\S+ (; [^#]+? )?(--hash=sha256:[0-9a-f]{64} ?)+", entry), (
                 entry
@@ -113,21 +117,23 @@ def test_the_lock_pins_everything_by_hash() -> None:
 
 def test_the_lock_names_no_address() -> None:
     """Where packages come from is for the machine that installs them to say."""
-    assert not re.search(r"https?:|--\w|file:|/", LOCK.replace("--hash=sha256:", ""))
+    assert not re.search(r"https?:|--\w|file:|/", (LOCK + FUZZ_LOCK).replace("--hash=sha256:", ""))
 
 
 def test_the_lock_satisfies_the_project() -> None:
     """Everything that pyproject.toml asks for is locked, at a version that it allows."""
-    groups = PROJECT["dependency-groups"]
+    groups = dict(PROJECT["dependency-groups"])
+    fuzzing = groups.pop("fuzz")
     asked = [
         *PROJECT["build-system"]["requires"],
         *PROJECT["project"]["dependencies"],
         *(line for group in groups.values() for line in group if isinstance(line, str)),
     ]
-    locked = pinned()
-    for requirement in map(Requirement, asked):
-        version = locked[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(version), f"{requirement} is locked at {version}"
+    for lines, lock in ((asked, pinned(LOCK)), (fuzzing, pinned(FUZZ_LOCK))):
+        for requirement in map(Requirement, lines):
+            if requirement.marker is None or requirement.marker.evaluate():
+                version = lock[canonicalize_name(requirement.name)]
+                assert requirement.specifier.contains(version), f"{requirement} is locked at {version}"
 
 
 def test_the_lock_is_whole() -> None:

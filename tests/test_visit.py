@@ -195,6 +195,8 @@ def test_here_leads_back_to_the_shop_and_nowhere_else(referer: str, back: bytes)
 def test_a_way_back_is_always_a_valid_header() -> None:
     """A room's path may be in any script."""
     assert return_path(head(), HERE, "/\N{CYRILLIC SMALL LETTER ES}") == b"/%D1%81"
+    assert return_path(head(), HERE, "//evil.example") == b"/evil.example"
+    assert return_path(head(), HERE, "/") == b"/"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
+from waitingroom.addresses import LISTEN, is_origin
 from waitingroom.branding import logo_url, palette
 from waitingroom.durations import parse_duration
 from waitingroom.room import Method, Room, setting
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 PREFIX = "WAITINGROOM__"
 _RULES = ("ge", "gt", "le", "pattern", "max_length")
 
-# uvloop takes a port beyond the last one for one of the others.
-_ADDRESS = r"^\S+:(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])$"
 _STORE = r"^(embedded|(rediss?(\+sentinel|\+cluster)?|unix)://\S+)$"
 
 Network = IPv4Network | IPv6Network
@@ -45,8 +44,8 @@ class ConfigError(Exception):
 class Server:
     """[server]: the two listeners and their limits. Durations are seconds, sizes bytes."""
 
-    listen: str = setting("127.0.0.1:8080", "Address for shoppers.", pattern=_ADDRESS)
-    private_listen: str = setting("127.0.0.1:9090", "Address for metrics and admin API.", pattern=_ADDRESS)
+    listen: str = setting("127.0.0.1:8080", "Address for shoppers.", pattern=LISTEN)
+    private_listen: str = setting("127.0.0.1:9090", "Address for metrics and admin API.", pattern=LISTEN)
     trusted_proxies: tuple[str, ...] = setting((), "Networks whose forwarded headers count.")
     tls_certificate: str = setting("", "File with the certificate chain; turns TLS on.")
     tls_key: str = setting("", "File with the private key of the certificate.")
@@ -183,7 +182,7 @@ def load_text(text: str, environ: Mapping[str, str] | None = None, name: str = "
     """The same from TOML text; `name` is what errors call it."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(name, f"is not TOML: {error}.") from None
     source = _Source(name, text)
     _lay_environment_over(document, os.environ if environ is None else environ, source)
@@ -281,7 +280,7 @@ def _build(kind: type, table: object, label: str, source: _Source) -> Any:
         if known[key].metadata.get("duration"):
             try:
                 values[key] = parse_duration(value)
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise ConfigError(source.where(label, key), f"{error}.") from None
     return kind(**_plain(_check(kind, values, label, source)))
 
@@ -368,7 +367,7 @@ def _check_together(settings: Settings, source: _Source) -> None:
 def _check_room(room: Room, source: _Source, label: str) -> None:
     if not room.name:
         raise ConfigError(source.where(label, "name"), "is missing.", "Every room needs a name.")
-    if not re.fullmatch(r"(https?://[^/\s?#]+|unix:/\S+)", room.upstream):
+    if not is_origin(room.upstream):
         where, remedy = source.where(label, "upstream"), "Write for example http://127.0.0.1:8000."
         raise ConfigError(where, f"{room.upstream!r} is not an address.", remedy)
     if room.hosts and any(host != host.lower() or "/" in host or ":" in host for host in room.hosts):

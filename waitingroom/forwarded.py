@@ -83,13 +83,14 @@ def _noted(head: Head) -> tuple[list[str], list[bytes], list[bytes]]:
 
 
 def _address(hop: bytes) -> str:
-    """The bare address in `hop`, which may carry brackets and a port; "" if it is none."""
+    """The bare address in `hop`, which may carry brackets, a port and a zone; "" if it is none."""
     text = hop.decode("latin-1").strip('"')
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        return str(ipaddress.ip_address(text))
+        # A zone may be any text, quotes among it, and means something on that machine only.
+        return str(ipaddress.ip_address(text.partition("%")[0]))
     except ValueError:
         return ""

@@ -10,8 +10,8 @@ from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
+from waitingroom.addresses import parse_origin
 from waitingroom.deadlines import Sweep
 from waitingroom.heads import Memory, ResponseHead
 from waitingroom.outbox import Outbox, Speaker
@@ -202,16 +202,12 @@ class Pool:
     """
 
     def __init__(self, url: str, limits: OriginLimits, context: ssl.SSLContext | None = None) -> None:
-        parts = urlsplit(url)
+        origin = parse_origin(url)
         self.limits = limits
         self.outbox = Outbox()
         self.memory: Memory[ResponseHead] = Memory()
-        self.unix = parts.path if parts.scheme == "unix" else ""
-        self.host = parts.hostname or ""
-        self.port = parts.port or (443 if parts.scheme == "https" else 80)
-        if parts.scheme not in {"http", "https", "unix"} or not (self.host or self.unix):
-            raise ValueError(f"not the address of an origin: {url!r}")
-        self._context = (context or ssl.create_default_context()) if parts.scheme == "https" else None
+        self.unix, self.host, self.port = origin.unix, origin.host, origin.port
+        self._context = (context or ssl.create_default_context()) if origin.tls else None
         self._idle: list[Link] = []
         self.line: deque[Job] = deque()
         self._links: set[Link] = set()

@@ -148,5 +148,5 @@ def return_path(head: Head, authority: bytes, default: str) -> bytes:
         or not safe
         or target.startswith((b"//", OURS.encode()))
     ):
-        return quote(default, safe="/%:@!$&'()*+,;=~").encode()
+        return b"/" + quote(default.lstrip("/\\"), safe="/%:@!$&'()*+,;=~").encode()
     return target

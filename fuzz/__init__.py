@@ -1,0 +1,1 @@
+"""Fuzzing led by coverage: `make fuzz` tries what `tests/properties.py` promises on bytes it makes up."""
