@@ -12,7 +12,7 @@ import redis
 
 from tests.conftest import eventually
 from tests.house import House, Shopper, house, opened, settings
-from tests.wire import dial
+from tests.wire import dial, get
 from waitingroom.embedded import EmbeddedValkey
 
 QUICK: dict[str, Any] = {"timeout": 0.1}
@@ -211,9 +211,13 @@ async def test_what_never_reaches_a_decision_is_counted(valkey_url: str, tmp_pat
     async with house(valkey_url, tmp_path, server={"max_connections": 1}) as shop:
         port = shop.shopper().port
         async with dial(port) as first:
+            await first.send(get("/slow"))
+            await eventually(lambda: len(shop.origin.heads) == 1)
             async with dial(port) as second:
                 head, _ = await second.answer(b"GET")
                 assert head.status == 503
+            shop.origin.release.set()
+            await first.answer()
             await first.send(b"GET / HTTP/1.1\r\nHost : shop\r\n\r\n")
             head, _ = await first.answer(b"GET")
             assert head.status == 400
