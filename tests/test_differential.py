@@ -203,6 +203,12 @@ def test_no_body_is_taken_for_a_request(told: dict[str, Trio]) -> None:
     assert b"/smuggled" not in {seen.target for trio in told.values() for seen in trio.ours.requests}
 
 
+def test_nothing_passes_here_alone(told: dict[str, Trio]) -> None:
+    """Never does more arrive through us than through the laxer of the two."""
+    for name, trio in told.items():
+        assert whole(trio.ours) <= max(whole(trio.nginx), whole(trio.haproxy)), f"{name}\n{shown(trio)}"
+
+
 def test_every_difference_is_explained(differing: dict[str, Trio]) -> None:
     """Every case that the three do not pass on alike belongs to one class, and differs as that says."""
     classes = {name: classes_of(name, trio) for name, trio in differing.items()}

@@ -6,13 +6,14 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import cast
 
 import pytest
 
 from tests.conftest import eventually
 from tests.test_architecture import modules
-from tests.wire import OK, Wire, dial, gate, get, listening, post, storefront, unchunked
+from tests.wire import OK, Wire, dial, gate, get, listening, post, storefront, tls_contexts, unchunked
 from waitingroom.exchange import Exchange
 from waitingroom.http1 import Connection, Limits
 from waitingroom.proxy import Failure, OriginLimits
@@ -287,6 +288,30 @@ async def test_a_half_sent_head_is_nothing_under_way() -> None:
             assert await half.rest() == b""
             await eventually(lambda: listener.connections == 2)
             assert len(await reader.exactly(8 * MEBIBYTE)) == 8 * MEBIBYTE
+
+
+async def test_what_holds_for_sockets_holds_for_tls(tmp_path: Path) -> None:
+    """Over TLS too the silent give way, the idle are closed, and a large answer arrives whole if slowly."""
+    server, client_context = tls_contexts(tmp_path)
+    limits = Limits(connections=2, keepalive_timeout=0.5, body_idle_timeout=1.0)
+
+    def answer(exchange: Exchange) -> None:
+        exchange.respond(200, b"", b"x" * (24 * MEBIBYTE))
+
+    async with (
+        listening(answer, limits, server) as (port, listener),
+        dial(port, client_context) as silent,
+        dial(port, client_context) as reader,
+    ):
+        await reader.send(get())
+        await reader.head()
+        await eventually(lambda: listener.connections == 2)
+        async with dial(port, client_context):
+            assert await silent.rest() == b""
+            for _ in range(96):
+                assert len(await reader.exactly(MEBIBYTE // 4)) == MEBIBYTE // 4
+                await asyncio.sleep(0.01)
+            assert await reader.rest() == b""
 
 
 async def test_looking_in_vain_is_not_repeated_at_once() -> None:

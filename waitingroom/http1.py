@@ -17,7 +17,7 @@ from waitingroom.exchange import Exchange, Handler, Relay, refusal
 from waitingroom.forwarded import Client, Network
 from waitingroom.heads import CRLF2, BadRequestError, Head, check_partial, parse_head
 from waitingroom.outbox import Speaker
-from waitingroom.premises import Limits, Premises
+from waitingroom.premises import LIMITS, Limits, Premises
 
 __all__ = ["Connection", "Exchange", "Handler", "Head", "Limits", "Listener", "Relay"]
 
@@ -34,12 +34,7 @@ class Listener:
         refusals: how many requests were refused before the handler saw them, by status.
     """
 
-    def __init__(
-        self,
-        handler: Handler,
-        limits: Limits = Limits(),  # noqa: B008 - frozen
-        trusted: tuple[Network, ...] = (),
-    ) -> None:
+    def __init__(self, handler: Handler, limits: Limits = LIMITS, trusted: tuple[Network, ...] = ()) -> None:
         self._premises = premises = Premises(handler, limits, trusted)
         self.outbox = premises.outbox
         self.refusals = premises.refusals
@@ -74,7 +69,7 @@ class Connection(Speaker):
         self._body: Body | None = None
         self._buffer = b""
         self._left = 0.0
-        self._unread = 0
+        self._taken = 0
         self._watched = 0.0
         self._choked = False
         self._in_loop = False
@@ -116,7 +111,7 @@ class Connection(Speaker):
     def pause_writing(self) -> None:
         """The client does not keep up with its answer."""
         self._choked = True
-        self._watch(self._transport.get_write_buffer_size())
+        self._watch(self.taken()[0])
         if self._exchange is not None and self._exchange.relay is not None:
             self._exchange.relay.hold()
 
@@ -154,30 +149,33 @@ class Connection(Speaker):
 
     def _reads(self) -> bool:
         """Whether the client takes its answer, at the least rate or faster; it is looked at again then."""
-        unread, limits = self._transport.get_write_buffer_size(), self._premises.limits
-        if not unread or (self._lingering and not self._transport.is_closing()):
+        taken, waiting = self.taken()
+        if not waiting or (self._lingering and not self._transport.is_closing()):
             return False
-        taken = self._unread - unread
-        if self.deadline == self._watched and taken <= limits.body_rate * limits.body_idle_timeout:
+        least = self._premises.limits.body_rate * self._premises.limits.body_idle_timeout
+        if self.deadline == self._watched and taken - self._taken <= least:
             return False
-        self._watch(unread)
+        self._watch(taken)
         return True
 
-    def _watch(self, unread: int) -> None:
-        """Expect the client to take some of these bytes in a while."""
-        self._unread = unread
+    def _watch(self, taken: int) -> None:
+        """Expect the client, which has taken so much, to have taken more in a while."""
+        self._taken = taken
         self._wait(self._premises.limits.body_idle_timeout)
         self._watched = self.deadline
 
     def idles(self) -> bool:
         """Whether nothing is under way: no request has begun, or none that is whole."""
-        idle = self._exchange is None and self._body is None and not self._lingering and not self._choked
-        return idle and not self._transport.get_write_buffer_size()
+        return self._exchange is None and self._body is None and not self._lingering and not self._choked
 
-    def give_way(self) -> None:
-        """Close at once, to make room."""
+    def give_way(self) -> bool:
+        """Close at once, to make room; False if some of an answer would be lost."""
+        # Over TLS only the kernel knows; else what has left us arrives, whatever becomes of the connection.
+        if self.taken()[1] if self.scheme == "https" else self._transport.get_write_buffer_size():
+            return False
         self._lingering = True
         self.cut()
+        return True
 
     def _next(self) -> None:
         """Take heads off the buffer and hand them on until one has to wait."""
@@ -359,12 +357,11 @@ class Connection(Speaker):
         """Answer with an error of the protocol and close; cut, if an answer has begun."""
         self._premises.refusals[status] += 1
         exchange, self._exchange = self._exchange, None
-        started = exchange is not None and exchange.started
         if exchange is not None:
             exchange.lose()
-        if started:
-            self.cut()
-            return
+            if exchange.started:
+                self.cut()
+                return
         self.write(refusal(status, reason))
         self._linger()
 

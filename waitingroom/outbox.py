@@ -6,7 +6,13 @@ for one connection leave as one.
 """
 
 import asyncio
-from typing import cast
+import socket
+import struct
+from typing import Any, Final, cast
+
+_TCP_INFO: Final = getattr(socket, "TCP_INFO", 0)
+_INFO: Final = struct.Struct("=24xI92xQ16xI")
+"""Of Linux's tcp_info: packets not acknowledged yet, bytes acknowledged in all, bytes not sent yet."""
 
 LARGE = 16 * 1024
 """Bytes that are worth a write at once, so that little waits in memory, and not worth copying."""
@@ -75,6 +81,20 @@ class Speaker:
         data, self._unsent = self._unsent, b""
         if data and not self._transport.is_closing():
             self._transport.write(data)
+
+    def taken(self) -> tuple[int, bool]:
+        """Bytes that the other end has taken since some point, and whether any are on their way to it.
+
+        As the kernel tells it, where it does; over TLS nobody else knows.
+        """
+        waiting = self._transport.get_write_buffer_size()
+        peer: Any = self._transport.get_extra_info("socket")
+        try:
+            told = peer.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO.size)
+            unacknowledged, taken, unsent = _INFO.unpack(told)
+        except (AttributeError, OSError, struct.error):
+            return -waiting, waiting > 0
+        return taken, bool(waiting or unacknowledged or unsent)
 
     def half_close(self) -> None:
         """Tell the other end that nothing more will come, over TLS by closing."""

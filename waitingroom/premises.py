@@ -42,6 +42,9 @@ class Limits:
     """Rest of an unread request body that is read past to keep the connection."""
 
 
+LIMITS: Final = Limits()
+
+
 class Guest(Protocol):
     """A connection as far as the others are concerned."""
 
@@ -53,8 +56,8 @@ class Guest(Protocol):
     def idles(self) -> bool:
         """Whether nothing is under way: no request has begun, or none that is whole."""
 
-    def give_way(self) -> None:
-        """Close at once, to make room."""
+    def give_way(self) -> bool:
+        """Close at once, to make room; False if some of an answer would be lost."""
 
     def retire(self) -> None:
         """Close as soon as nothing is under way."""
@@ -111,8 +114,7 @@ class Premises:
         """Close the first of those found who still idle as they did then."""
         while self._spare:
             deadline, guest = self._spare.pop()
-            if guest.deadline == deadline and guest.idles():
-                guest.give_way()
+            if guest.deadline == deadline and guest.idles() and guest.give_way():
                 return True
         return False
 
