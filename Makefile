@@ -9,8 +9,7 @@ COMPILED := build/compiled
 CODE   := waitingroom tests $(wildcard benchmarks fuzz loadtest)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fuzz wheel bench bench-million bench-ten-million bench-many bench-check outages lock fmt \
-    clean
+.PHONY: help setup demo test check fuzz wheel bench bench-million bench-ten-million bench-many bench-check outages lock fmt clean
 
 help:         ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
