@@ -60,6 +60,23 @@ def test_examples_of_configuration_load(page: Path) -> None:
         assert isinstance(load_text(block, {}), Settings)
 
 
+def test_every_threat_is_held_by_a_test() -> None:
+    """Each row of the threat model names at least one test, and each of these exists."""
+    text = (ROOT / "docs" / "security.md").read_text()
+    rows = re.findall(r"^\|(.*)\|$", text[text.index("## Threats") : text.index("## Who may")], re.MULTILINE)[
+        2:
+    ]
+    named = [set(re.findall(r"`(test_\w+)`", row)) for row in rows]
+    there = {
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 30
+    assert all(named)
+    assert set().union(*named) <= there
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     """A relative link or picture names a file that exists."""
