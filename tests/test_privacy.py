@@ -1,4 +1,4 @@
-"""Who somebody is stays where they said it: neither store nor log keeps an address, a browser, or what they asked."""
+"""Neither store nor log keeps an address, a browser, or what somebody asked for."""
 
 import re
 from pathlib import Path
