@@ -2,3 +2,7 @@
 
 An outside observer: nothing here imports `waitingroom`, and only `executor` and `locustfile` import Locust.
 """
+
+from pathlib import Path
+
+LOCUSTFILE = Path(__file__).parent / "locustfile.py"

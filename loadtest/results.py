@@ -146,7 +146,7 @@ class Results:
         plain = {
             "schema": SCHEMA,
             **{name: getattr(self, name) for name in ("scenario", "started_at", "seconds", "workers")},
-            "intervals": [_interval_to_json(interval) for interval in self.intervals],
+            "intervals": [interval_to_json(interval) for interval in self.intervals],
             "stories": [asdict(story) for story in self.stories],
             "timings": {name: each.to_json() for name, each in sorted(self.timings.items())},
             "generator": asdict(self.generator),
@@ -167,7 +167,7 @@ class Results:
         try:
             return cls(
                 **{name: data[name] for name in ("scenario", "started_at", "seconds", "workers")},
-                intervals=[_interval_from_json(each) for each in data["intervals"]],
+                intervals=[interval_from_json(each) for each in data["intervals"]],
                 stories=[_story_from_json(each) for each in data["stories"]],
                 timings={name: Histogram.from_json(each) for name, each in data["timings"].items()},
                 failures=dict(data["failures"]),
@@ -266,12 +266,18 @@ def _worst(each: list[Generator]) -> Generator:
     )
 
 
-def _interval_to_json(interval: Interval) -> dict[str, Any]:
+def interval_to_json(interval: Interval) -> dict[str, Any]:
+    """One second as JSON knows it."""
     plain = {name: getattr(interval, name) for name in Interval.__dataclass_fields__}
     return plain | {"latency": interval.latency.to_json()}
 
 
-def _interval_from_json(data: Mapping[str, Any]) -> Interval:
+def interval_from_json(data: Mapping[str, Any]) -> Interval:
+    """What `interval_to_json` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is something else.
+    """
     return Interval(**{**data, "latency": Histogram.from_json(data["latency"])})
 
 

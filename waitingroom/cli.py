@@ -17,6 +17,7 @@ import typer
 from waitingroom import __version__
 from waitingroom.access import Role, token_line
 from waitingroom.config import ConfigError, load
+from waitingroom.load import app as load_app
 from waitingroom.options import PRIVATE, Author, Config, Json, Name, Reason, TokenFile, Url
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ key_app = _group("Keys that sign tickets and passes, and tokens of the admin API
 app.add_typer(room_app, name="room")
 app.add_typer(config_app, name="config")
 app.add_typer(key_app, name="key")
+app.add_typer(load_app, name="load")
 
 
 def main() -> None:
