@@ -1,11 +1,12 @@
 """Scenario files: what they say, and what is said about those that cannot stand."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from loadtest import scenario
-from loadtest.grammar import ScenarioError
+from loadtest.grammar import ScenarioError, Source
 from loadtest.scenario import Gate, Scenario
 
 GOOD = """\
@@ -149,6 +150,15 @@ def test_ready_made_scenarios_stand(name: str) -> None:
     assert made.name == name
     assert made.about
     assert scenario.is_loopback(made.target.split("/")[2].split(":")[0])
+
+
+def test_the_readme_has_a_row_for_each_scenario() -> None:
+    """Each ready-made scenario, habit and curve is in a table of the README, and its example stands."""
+    text = (scenario.READY_MADE.parent / "README.md").read_text()
+    rows = set(re.findall(r"^\| `([a-z0-9-]+)` \|", text, re.MULTILINE)) - {"curve"}
+    assert rows == {*scenario.ready_made(), *scenario.HABITS, *scenario.CURVES}
+    (example,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert scenario.parse(Source("README.md", example)).total > 0
 
 
 def test_a_scenario_without_arrivals_is_refused(tmp_path: Path) -> None:
