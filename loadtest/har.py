@@ -65,10 +65,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A session: its pages in order, and how many entries were dropped, by reason."""
+    """A session: its pages in order, whether it ended in an order, and entries dropped, by reason."""
 
     host: str
     steps: tuple[Step, ...]
+    bought: bool
     dropped: Mapping[str, int]
 
 
@@ -109,7 +110,7 @@ def recording(document: object, where: str, host: str | None = None) -> Recordin
     dropped = {"unreadable": len(entries) - len(found), "other hosts": 0, "no page": 0, "redirects": 0}
     home = host or next((entry.host for entry in found if entry.page), "")
     steps: list[Step] = []
-    due, ended = "", None
+    due, last, ended = "", "", None
     for entry in sorted(found, key=lambda entry: entry.began):
         if entry.host != home:
             dropped["other hosts"] += 1
@@ -117,14 +118,15 @@ def recording(document: object, where: str, host: str | None = None) -> Recordin
             dropped["no page"] += 1
         elif entry.url == due:
             dropped["redirects"] += 1
-            due, ended = entry.leads_to, entry.ended
+            due, last, ended = entry.leads_to, entry.leads_to or entry.url, entry.ended
         else:
             think = 0.0 if ended is None else min(_LONGEST_THOUGHT, max(0.0, entry.began - ended))
             steps.append(_step(entry, secrets, round(think, 1)))
-            due, ended = entry.leads_to, entry.ended
+            due, last, ended = entry.leads_to, entry.leads_to or entry.url, entry.ended
     if not steps:
         raise InputError(where, f"no page of {home or 'any host'}", "record pages, or name their --host")
-    return Recording(home, tuple(steps), {reason: count for reason, count in dropped.items() if count})
+    reasons = {reason: count for reason, count in dropped.items() if count}
+    return Recording(home, tuple(steps), bool(_DONE.search(last)), reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +272,6 @@ def journey(found: Recording, name: str = "recorded") -> str:
         raise InputError("--name", f"{name!r} is no name for a function", "write a word such as recorded")
     ids: dict[str, list[str]] = {}
     calls = [line for step in found.steps for line in _calls(step, ids)]
-    last = found.steps[-1]
-    bought = bool(_DONE.search(last.path))
     lists = [f"{constant} = ({', '.join(map(repr, values))},)" for constant, values in ids.items()]
     told = "".join(f"{count} {reason}; " for reason, count in found.dropped.items()) or "nothing; "
     lines = [
@@ -287,7 +287,7 @@ def journey(found: Recording, name: str = "recorded") -> str:
         f"def {name}(person: Shopper) -> str:",
         '    """Open the pages of the session, one after the other."""',
         *calls,
-        f'    return "{"bought" if bought else "left"}"',
+        f'    return "{"bought" if found.bought else "left"}"',
     ]
     return "\n".join(lines) + "\n"
 

@@ -154,7 +154,7 @@ def drawing(plan: Plan) -> str:
         f'{ticks}{times}<polygon class="band" points="{band}"/>'
         f'<polyline class="middle" points="{" ".join(points(told.middle))}"/>'
         f'<path class="limit" d="M{_MARGIN} {limit:.1f}H{_ACROSS}"/>'
-        f'<text class="limit" x="{_ACROSS}" y="{limit - 5:.1f}" text-anchor="end">may enter</text></svg>'
+        f'<text class="limit" x="{_MARGIN + 4}" y="{limit - 5:.1f}">may enter a minute</text></svg>'
     )
 
 

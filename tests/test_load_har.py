@@ -158,6 +158,12 @@ def test_no_secret_is_written() -> None:
     assert f"/reset/{PLACEHOLDER}" in text
 
 
+def test_a_session_ends_in_an_order_where_its_last_form_leads_to_thanks() -> None:
+    """A page of thanks counts whether it was opened or only led to; a basket at the end is no order."""
+    assert recording(session(*VISIT[:-1]), "x.har").bought
+    assert not recording(session(*VISIT[:6]), "x.har").bought
+
+
 def test_words_of_the_recording_are_never_code() -> None:
     """Quotes, braces and line ends in addresses stay inside strings."""
     nasty = [entry(0, "/a'+__import__('os')+'/{1}\n/\"\"\"?q='};x={'"), entry(1, "/{0}/%7B9%7D/7", "POST")]
