@@ -203,21 +203,21 @@ def _windowed(gate: Gate, series: Iterable[tuple[float, float]]) -> Iterator[tup
 
 def _of_part(gate: Gate, part: Sequence[Interval]) -> float:
     if gate.measure == "latency":
-        return _merged(each.latency for each in part).percentile(gate.percentile)
+        return merged(each.latency for each in part).percentile(gate.percentile)
     count = sum(int(getattr(each, gate.of)) for each in part)
     if gate.measure == "count":
         return float(count)
-    return _share(count, sum(int(getattr(each, _OF_INTERVALS[gate.of])) for each in part))
+    return share(count, sum(int(getattr(each, _OF_INTERVALS[gate.of])) for each in part))
 
 
 def _whole(gate: Gate, results: Results) -> float:
     if gate.measure == "latency":
         return _latency(gate, results)
     if gate.of == "told":
-        return _share(*promises.kept_word(results.stories))
+        return share(*promises.kept_word(results.stories))
     if gate.of in OUTCOMES:
         count = sum(story.outcome == gate.of for story in results.stories)
-        return _share(count, len(results.stories)) if gate.measure == "ratio" else _counted(count, results)
+        return share(count, len(results.stories)) if gate.measure == "ratio" else _counted(count, results)
     if gate.of.startswith("failures:"):
         return _counted(results.failures.get(gate.of.removeprefix("failures:"), 0), results)
     return _of_part(gate, results.intervals) if results.intervals else math.nan
@@ -231,16 +231,18 @@ def _latency(gate: Gate, results: Results) -> float:
     prefix = "open:" if gate.since == "intended" else ""
     if gate.of == _ALL_PAGES:
         wanted = [each for name, each in results.timings.items() if name.startswith(f"{prefix}page:")]
-        return _merged(wanted).percentile(gate.percentile)
+        return merged(wanted).percentile(gate.percentile)
     return results.timings.get(prefix + gate.of, Histogram()).percentile(gate.percentile)
 
 
-def _merged(parts: Iterable[Histogram]) -> Histogram:
-    merged = Histogram()
+def merged(parts: Iterable[Histogram]) -> Histogram:
+    """One histogram of everything in the parts."""
+    whole = Histogram()
     for part in parts:
-        merged.merge(part)
-    return merged
+        whole.merge(part)
+    return whole
 
 
-def _share(part: int, whole: int) -> float:
+def share(part: int, whole: int) -> float:
+    """Part of a whole; NaN of nothing."""
     return part / whole if whole else math.nan
