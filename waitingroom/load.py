@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from loadtest.results import Results
     from loadtest.scenario import Scenario
 
-MISUSE, OUT_OF_REACH, INCONCLUSIVE, ABORTED = 2, 3, 4, 5
+MISUSE, OUT_OF_REACH, ABORTED = 2, 3, 5
 _CODES = (
-    "Exit codes: 0 done; 2 misuse, or a scenario that cannot stand; 3 the target is out of reach; "
+    "Exit codes: 0 passed; 1 a gate failed; 2 misuse, or a scenario that cannot stand; 3 out of reach; "
     "4 inconclusive: the generator was the bottleneck, or there is no data; 5 it was stopped before its end."
 )
 _ENDING = 30.0  # seconds for a run that was interrupted to hand in what it has
@@ -49,6 +49,9 @@ def run(
     target: Annotated[str | None, typer.Option("--target", help="Storefront's origin, for shoppers.")] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes.")] = 1,
     as_json: Annotated[Path | None, typer.Option("--json", help="File for all results, as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="File for the report, as one page.")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="File with a case for each gate.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="File for a short report.")] = None,
 ) -> None:
     """Run a scenario against a storefront of your own.
 
@@ -57,8 +60,10 @@ def run(
     """
     if find_spec("loadtest") is None or find_spec("locust") is None:
         _fail(MISUSE, "The load kit is not installed.", "Run it from the project's folder, after make setup.")
-    from loadtest import preflight, record
+    from loadtest import cli_report, preflight
+    from loadtest.gates import judge
     from loadtest.grammar import ScenarioError
+    from loadtest.report import as_markdown
 
     try:
         made = preflight.ready(scenario, scale, target)
@@ -70,13 +75,11 @@ def run(
         file = as_json or Path(folder) / "results.json"
         given = ["--scenario", scenario, "--results", str(file.absolute()), "--host", made.target]
         found = _run(made, [*given, "--scale", str(made.scale)], workers, file)
-    doubts = record.doubts(found)
     _tell(found)
-    for doubt in doubts:
-        typer.echo(f"Inconclusive: {doubt}", err=True)
-    if found.stopped:
-        raise typer.Exit(ABORTED)
-    raise typer.Exit(INCONCLUSIVE if doubts else 0)
+    verdict = judge(found)
+    cli_report.write(found, verdict, html=html, junit=junit, markdown=markdown)
+    typer.echo(as_markdown(found, verdict), nl=False)
+    raise typer.Exit(ABORTED if found.stopped else verdict.exit_code)
 
 
 def _run(made: "Scenario", given: list[str], workers: int, file: Path) -> "Results":
@@ -147,3 +150,11 @@ def _tell(found: "Results") -> None:
 def _fail(code: int, what: str, remedy: str = "") -> NoReturn:
     typer.echo(f"waitingroom: {what}" + (f"\n  {remedy}" if remedy else ""), err=True)
     raise typer.Exit(code)
+
+
+if find_spec("loadtest") is not None:
+    from loadtest import cli_history, cli_report
+
+    cli_history.mount(app)
+    app.command("report")(cli_report.report)
+    app.command("compare")(cli_report.compare)
