@@ -53,11 +53,11 @@ _Write = Annotated[Path | None, typer.Option("--write", help="New file for a sce
 _Target = Annotated[str, typer.Option("--target", help="Storefront of that scenario.")]
 
 
-def mount(app: typer.Typer) -> None:
-    """Add the commands to a group."""
-    app.command("plan", epilog=_EPILOGS["plan"])(plan)
-    app.command("from-har", epilog=_EPILOGS["from-har"])(from_har)
-    app.command("mix", epilog=_EPILOGS["mix"])(mix)
+def mount(app: typer.Typer, codes: str) -> None:
+    """Add the commands to a group whose exit codes mean this."""
+    app.command("plan", epilog=f"{_EPILOGS['plan']}\n\n{codes}")(plan)
+    app.command("from-har", epilog=f"{_EPILOGS['from-har']}\n\n{codes}")(from_har)
+    app.command("mix", epilog=f"{_EPILOGS['mix']}\n\n{codes}")(mix)
 
 
 def plan(  # noqa: PLR0913 - each is an option

@@ -20,6 +20,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _ONE_FILE = "One HTML file that needs no network."
 
 
+_REPORTED = "\b\nExamples:\n  waitingroom load report run.json --html report.html"
+_COMPARED = "\b\nExamples:\n  waitingroom load compare before.json after.json"
+
+
+def mount(app: typer.Typer, codes: str) -> None:
+    """Add the commands to a group whose exit codes mean this."""
+    app.command("report", epilog=f"{_REPORTED}\n\n{codes}")(report)
+    app.command("compare", epilog=f"{_COMPARED}\n\n{codes}")(compare)
+
+
 def report(
     run: Annotated[Path, typer.Argument(metavar="RESULTS", help="What a run wrote.")],
     *,

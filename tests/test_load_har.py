@@ -261,7 +261,7 @@ def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, c
 def test_the_command_writes_a_module(tmp_path: Path) -> None:
     """`from-har` writes the journey, tells what was dropped, and never replaces a file."""
     app = typer.Typer()
-    mount(app)
+    mount(app, "")
     har, module = tmp_path / "x.har", tmp_path / "mine.py"
     har.write_text(json.dumps(session(*VISIT)))
     first, second = (

@@ -18,6 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+from loadtest import journeys
+from loadtest import scenario as scenarios
 from loadtest.cli_history import mount
 from loadtest.forecast import Growth
 from loadtest.history import History, Visits
@@ -42,7 +44,7 @@ def made(known: Known | None = None, history: History | None = None, growth: flo
 
 def command(*words: str) -> Result:
     app = typer.Typer()
-    mount(app)
+    mount(app, "")
     return CliRunner().invoke(app, words, env={"COLUMNS": "100"})
 
 
@@ -260,7 +262,7 @@ def test_the_mix_is_told_for_people_and_programs() -> None:
 
 def test_on_a_terminal_the_curve_is_drawn(export: Path) -> None:
     """A terminal gets the picture in braille at its width; elsewhere the output is plain."""
-    script = "import typer, loadtest.cli_history as c; a = typer.Typer(); c.mount(a); a()"
+    script = "import typer, loadtest.cli_history as c; a = typer.Typer(); c.mount(a, ''); a()"
     words = [sys.executable, "-c", script, "plan", "--orders", str(export)]
     main, side = pty.openpty()
     environment = os.environ | {"COLUMNS": "70", "PYTHONUTF8": "1", "TERM": "xterm"}
@@ -282,7 +284,6 @@ def test_on_a_terminal_the_curve_is_drawn(export: Path) -> None:
 
 def test_the_scenario_and_the_mix_are_what_a_rehearsal_takes(tmp_path: Path) -> None:
     """What is written loads without a change, with the same weights, and its pages are the shop's."""
-    scenarios, journeys = (pytest.importorskip(f"loadtest.{name}") for name in ("scenario", "journeys"))
     found = made(Known(capacity=100), visits(Visits(1000, 6.0, 90.0, 20.0, 0.0)))
     planned, mixed = tmp_path / "planned.toml", tmp_path / "mixed.toml"
     planned.write_text(scenario(found, "planned"))

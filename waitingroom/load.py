@@ -155,6 +155,5 @@ def _fail(code: int, what: str, remedy: str = "") -> NoReturn:
 if find_spec("loadtest") is not None:
     from loadtest import cli_history, cli_report
 
-    cli_history.mount(app)
-    app.command("report")(cli_report.report)
-    app.command("compare")(cli_report.compare)
+    cli_history.mount(app, _CODES)
+    cli_report.mount(app, _CODES)
