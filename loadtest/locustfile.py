@@ -88,7 +88,7 @@ def _judge(environment: Environment, **_: Any) -> None:
     else:
         found = doubts(results)
         for doubt in found:
-            _said(doubt, 4)
+            _said(f"Inconclusive: {doubt}", 4)
         environment.process_exit_code = 4 if found else 0
 
 

@@ -175,7 +175,7 @@ async def test_every_habit_follows_the_protocol_in_its_way(tmp_path: Path, valke
     names = ("hidden", "sleeper", "returner", "tabs", "forgetful", "f5", "retry", "bot")
     habits = "{ " + ", ".join(f"{name} = 1" for name in names) + " }"
     async with storefront(room=valkey_url, inside=8) as (target, _):
-        done = await rehearse(scenario(tmp_path, target, habits=habits, rate=12, patience="6s", finish="7s"))
+        done = await rehearse(scenario(tmp_path, target, habits=habits, rate=12, patience="5s", finish="5s"))
     assert done.code == 0, done.told
     assert {story.habit for story in done.results.stories} == set(names)
     assert done.outcomes["lost"] == 0
