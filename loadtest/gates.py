@@ -13,9 +13,8 @@ from loadtest.bounds import Finding, Outcome, gates_of, judged
 from loadtest.results import Generator, Results, Story
 
 LEAST_TAU = 0.99
-"""Order kept: one pair in two hundred may be overtaken. An honest room has next to none, because
-`promises.order` excuses the few seconds in which people react; one that lets every tenth person in as it
-likes has one in ten."""
+"""Order kept: one pair in two hundred may be overtaken. An honest room has none but where a gateway lags; one
+that lets every tenth person in as it likes has one pair in ten."""
 
 FEWEST = 10
 """People present all along without whom the order says nothing."""
@@ -171,9 +170,8 @@ def _order(stories: Iterable[Story]) -> Finding:
         return _nobody_knows(name, bound, f"{why} Let more come, or lower the room's limit.")
     why = (
         f"Kendall's tau of arrival against admission among {found.people} people who waited, were there "
-        f"all along and went in: of {found.pairs} pairs of whom one surely came first, {found.overtaken} "
-        f"went in the wrong way round by more than {promises.REACTION:g} s; {found.worst} overtook one "
-        "person at worst."
+        f"all along and went in: in {found.overtaken} of {found.pairs} pairs of whom one surely came first "
+        f"the other was inside while the first was told to wait on; one person by {found.worst} at worst."
     )
     return _known(name, bound, f"tau {found.tau:.4f}", why, held=found.tau >= LEAST_TAU)
 

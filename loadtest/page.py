@@ -293,10 +293,10 @@ def _order(stories: Sequence[Story]) -> dict[str, Any]:
     if not found.pairs:
         return {"order_said": "Too few waited to tell.", "order": [], "order_rows": [], "order_heads": ()}
     said = (
-        f"Of {found.pairs:,} pairs of people of whom one surely came first, {found.overtaken:,} went in the "
-        f"wrong way round by more than {promises.REACTION:g} s: Kendall's tau is {found.tau:.4f}, and 1 is "
+        f"Of {found.pairs:,} pairs of people of whom one surely came first, in {found.overtaken:,} the other "
+        f"was inside while the first was told to wait on: Kendall's tau is {found.tau:.4f}, and 1 is "
         f"perfect. One person was overtaken by {found.worst} at worst. People are those who waited, were "
-        "there all along, and went in."
+        "there all along, and went in. Who asks seldom goes in some time after the call; nobody barged then."
     )
     admitted = {
         story.index: rank for rank, story in enumerate(sorted(people, key=lambda each: each.entered or 0))

@@ -18,9 +18,8 @@ TICK = 1.0
 SESSION = 60.0
 """Seconds without a request after which an observer no longer takes a seat as held; unless told otherwise."""
 
-REACTION = 5.0
-"""Seconds by which people who are called one after the other may go in the wrong way round: near the front
-one asks every two seconds, with jitter, and sees the first page some time after the answer."""
+LAG = 2.0
+"""Seconds by which a gateway's answer may be behind: two ticks, as it hears of the others once in each."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,18 @@ class Stay:
 
 @dataclass(frozen=True)
 class Wait:
-    """Somebody who waited: when they came, were told to wait, and went in, in seconds since the run began."""
+    """Somebody who waited, in seconds since the run began.
+
+    Attributes:
+        came: when they came.
+        joined: when they were first told to wait.
+        still: when they last asked and were told to wait on.
+        entered: when they went in.
+    """
 
     came: float
     joined: float
+    still: float
     entered: float
 
 
@@ -48,7 +55,7 @@ class Order:
     Attributes:
         people: how many of them there were.
         pairs: of them, of whom one surely came before the other.
-        overtaken: pairs in which the other went in first, by more than `REACTION`.
+        overtaken: pairs in which the other was let in while the first was told to wait.
         worst: most people who so overtook a single one.
     """
 
@@ -147,28 +154,28 @@ def present(stories: Iterable[Story]) -> list[Story]:
     return [
         story
         for story in stories
-        if story.joined is not None
-        and story.entered is not None
+        if None not in (story.joined, story.still, story.entered)
         and story.habit == "patient"
         and not story.missed
     ]
 
 
 def waits(stories: Iterable[Story]) -> list[Wait]:
-    """Waits of those present all along."""
+    """Waits of those present all along, until they first went in; some have to wait again afterwards."""
     return [
-        Wait(story.began, story.joined, story.entered)
+        Wait(story.began, story.joined, min(story.still, story.entered), story.entered)
         for story in present(stories)
-        if story.joined is not None and story.entered is not None
+        if story.joined is not None and story.still is not None and story.entered is not None
     ]
 
 
-def order(waits: Iterable[Wait], reaction: float = REACTION) -> Order:
-    """How far people went in in the order in which they came.
+def order(waits: Iterable[Wait], lag: float = LAG) -> Order:
+    """How far people were let in in the order in which they came.
 
     Of two people one was first if they had been told to wait before the other came; of others nobody outside
-    knows who was, so they are no pair. The first was overtaken if the other went in more than `reaction`
-    seconds before them. Counted in O(n log n).
+    knows who was, so they are no pair. The first was overtaken if the other was inside already, for more than
+    `lag` seconds, when the first asked and was told to wait on. When people went in would say less: one who
+    is called while they wait to ask again goes in late, and nobody barged. Counted in O(n log n).
     """
     people = list(waits)
     coming = sorted(people, key=lambda each: each.came)
@@ -179,7 +186,7 @@ def order(waits: Iterable[Wait], reaction: float = REACTION) -> Order:
         while coming and coming[-1].came > first.joined:
             later.add(bisect_left(moments, coming.pop().entered))
             added += 1
-        before = later.below(bisect_left(moments, first.entered - reaction))
+        before = later.below(bisect_left(moments, first.still - lag))
         pairs, overtaken, worst = pairs + added, overtaken + before, max(worst, before)
     return Order(len(people), pairs, overtaken, worst)
 

@@ -71,6 +71,7 @@ class Story:
         told: the wait they were told first, least and most seconds; None if they never were.
         habit: how they behave, as `shoppers.habits` of the scenario names it.
         missed: whether they were told that they had missed their turn.
+        still: when they last asked and were told to wait on; None if they never did.
     """
 
     index: int
@@ -85,6 +86,7 @@ class Story:
     told: tuple[float, float] | None = None
     habit: str = "patient"
     missed: bool = False
+    still: float | None = None
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ def _stories(chance: Random, people: int) -> list[Story]:
             joined, wait = at + 0.01, entered - at
             steps = tuple(range(ahead, 0, -max(1, ahead // 5)))
             told = (wait * 0.7, wait * 1.4)
-            story = replace(story, joined=joined, number=ahead, positions=steps, told=told)
+            still = max(joined, door - 0.2)
+            story = replace(story, joined=joined, still=still, number=ahead, positions=steps, told=told)
         if entered > SECONDS:
             story = replace(story, entered=None, ended=float(SECONDS), outcome="unfinished")
         stories.append(story)

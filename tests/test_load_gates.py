@@ -99,11 +99,12 @@ def test_an_order_swapped_fails(run: Results) -> None:
     }
 
     def change(story: Story) -> Story:
-        return replace(story, entered=swapped.get(story.index, story.entered))
+        entered = swapped.get(story.index)
+        return story if entered is None else replace(story, entered=entered, still=entered - 0.5)
 
     finding = found(with_stories(run, change), "Order kept")
     assert finding.outcome is Outcome.FAILED
-    assert "wrong way round" in finding.why
+    assert "while the first was told to wait on" in finding.why
 
 
 def test_whoever_looked_away_may_enter_late(run: Results) -> None:
@@ -112,7 +113,8 @@ def test_whoever_looked_away_may_enter_late(run: Results) -> None:
     def sleeping(story: Story) -> Story:
         if story.index % 4 or story.entered is None:
             return story
-        return replace(story, habit="sleeper", entered=story.entered + 60, ended=story.ended + 60)
+        late = story.entered + 60
+        return replace(story, habit="sleeper", still=late - 1, entered=late, ended=story.ended + 60)
 
     assert found(with_stories(run, sleeping), "Order kept").outcome is Outcome.PASSED
 
@@ -178,7 +180,7 @@ def test_an_empty_log_proves_nothing(run: Results) -> None:
 
 def test_nobody_who_waited_shows_no_order(run: Results) -> None:
     """Where nobody had to wait, nothing is known of order and places."""
-    free = with_stories(run, lambda story: replace(story, joined=None, positions=(), told=None))
+    free = with_stories(run, lambda story: replace(story, joined=None, still=None, positions=(), told=None))
     for name in ("Order kept", "No place lost"):
         assert found(free, name).outcome is Outcome.INCONCLUSIVE
 

@@ -13,13 +13,23 @@ from loadtest.results import Story
 
 MOMENTS = st.integers(0, 60).map(float)
 WAITS = st.lists(
-    st.tuples(MOMENTS, MOMENTS, MOMENTS).map(lambda t: Wait(t[0], t[0] + t[1], t[0] + t[1] + t[2])),
+    st.tuples(MOMENTS, MOMENTS, MOMENTS, MOMENTS).map(
+        lambda t: Wait(t[0], t[0] + t[1], t[0] + t[1] + t[2], sum(t))
+    ),
     max_size=40,
 )
 
 
 def story(index: int = 0, **changes: object) -> Story:
-    plain = {"due": 0.0, "began": 0.0, "joined": 1.0, "number": 3, "entered": 9.0, "ended": 12.0}
+    plain = {
+        "due": 0.0,
+        "began": 0.0,
+        "joined": 1.0,
+        "still": 8.0,
+        "number": 3,
+        "entered": 9.0,
+        "ended": 12.0,
+    }
     return Story(**{"index": index, "outcome": "bought", **plain, **changes})  # type: ignore[arg-type] # named by tests
 
 
@@ -28,40 +38,62 @@ def row(at: float, visitor: str = "a", **more: object) -> dict[str, object]:
 
 
 @given(WAITS, st.sampled_from([0.0, 5.0]))
-def test_order_is_what_counting_every_pair_gives(waits: list[Wait], reaction: float) -> None:
+def test_order_is_what_counting_every_pair_gives(waits: list[Wait], lag: float) -> None:
     """Pairs, overtakings and the worst of them are those of a comparison of everybody with everybody."""
     pairs = [(a, b) for a, b in permutations(waits, 2) if b.came > a.joined]
-    passed = [(a, b) for a, b in pairs if b.entered < a.entered - reaction]
+    passed = [(a, b) for a, b in pairs if b.entered < a.still - lag]
     worst = max(
-        (sum(b.came > a.joined and b.entered < a.entered - reaction for b in waits) for a in waits), default=0
+        (sum(b.came > a.joined and b.entered < a.still - lag for b in waits) for a in waits), default=0
     )
-    assert order(waits, reaction) == Order(len(waits), len(pairs), len(passed), worst)
+    assert order(waits, lag) == Order(len(waits), len(pairs), len(passed), worst)
 
 
 def test_tau_of_known_orders() -> None:
     """Nobody overtaken is 1, everybody is -1, and one pair of three is a third."""
     times = [0.0, 10.0, 20.0]
-    assert order([Wait(at, at + 1, at + 100) for at in times]).tau == 1
-    assert order([Wait(at, at + 1, 100 - at) for at in times]).tau == -1
+    assert order([Wait(at, at + 1, at + 100, at + 100) for at in times]).tau == 1
+    assert order([Wait(at, at + 1, 99 - at, 100 - at) for at in times]).tau == -1
     entered = [110.0, 100.0, 120.0]
-    assert order([Wait(a, a + 1, e) for a, e in zip(times, entered, strict=True)]).tau == pytest.approx(1 / 3)
+    assert order(
+        [Wait(a, a + 1, e - 1, e) for a, e in zip(times, entered, strict=True)]
+    ).tau == pytest.approx(1 / 3)
     assert math.isnan(order([]).tau)
 
 
 def test_people_whose_order_nobody_knows_are_no_pair() -> None:
     """Two who came before either was answered may have been numbered either way."""
-    assert order([Wait(0, 2, 90), Wait(1, 3, 10)]).pairs == 0
+    assert order([Wait(0, 2, 89, 90), Wait(1, 3, 9, 10)]).pairs == 0
+
+
+def test_whoever_is_called_while_not_asking_is_not_overtaken() -> None:
+    """Going in after a later one is no breach unless one asked in between and was told to wait on."""
+    later = Wait(10, 11, 49, 50)
+    assert order([Wait(0, 1, 40, 70), later]).overtaken == 0
+    assert order([Wait(0, 1, 51, 70), later]).overtaken == 0
+    assert order([Wait(0, 1, 53, 70), later]).overtaken == 1
+
+
+def test_waiting_again_is_another_wait() -> None:
+    """Whoever went in, left and waits anew has not been overtaken by those who went in meanwhile."""
+    assert promises.waits([story(still=99.0)]) == [Wait(0.0, 1.0, 9.0, 9.0)]
 
 
 def test_fifty_thousand_people_are_judged_at_once() -> None:
     """The count does not grow with the square of the people: so many take seconds, not hours."""
-    waits = [Wait(float(n), n + 0.5, 100_000.0 - n) for n in range(50_000)]
+    waits = [Wait(float(n), n + 0.5, 99_999.5 - n, 100_000.0 - n) for n in range(50_000)]
     assert order(waits, 0).tau == -1
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"joined": None}, {"entered": None}, {"habit": "sleeper"}, {"habit": "hidden"}, {"missed": True}],
+    [
+        {"joined": None},
+        {"still": None},
+        {"entered": None},
+        {"habit": "sleeper"},
+        {"habit": "hidden"},
+        {"missed": True},
+    ],
 )
 def test_only_those_present_all_along_are_judged(changes: dict[str, object]) -> None:
     """Whoever looked away, missed the turn, never waited or never went in has no claim to the order."""
