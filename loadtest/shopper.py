@@ -166,4 +166,5 @@ class Shopper:
             told=line.told,
             habit=self.habit,
             missed=line.missed,
+            still=line.still,
         )

@@ -41,6 +41,7 @@ class Line:
         positions: shown to them, one for each change.
         told: the wait they were told first, in seconds.
         missed: whether they were told that they missed their turn.
+        still: when they last asked and were told to wait on.
     """
 
     def __init__(self, person: "Shopper") -> None:
@@ -48,6 +49,7 @@ class Line:
         self.positions: list[int] = []
         self.told: tuple[float, float] | None = None
         self.missed = False
+        self.still: float | None = None
         self._person = person
         self._room = person.scenario.room.name
         self._tries = 0
@@ -104,6 +106,7 @@ class Line:
         person, failed, began = self._person, 0, self._person.now()
         while True:
             self._wander()
+            asked = person.now()
             document = self._ask()
             state = str(document.get("state", ""))
             if not state:
@@ -121,6 +124,7 @@ class Line:
             self._tries = 0
             if state in ("full", "ended", "challenge"):
                 return
+            self.still = asked
             if document.get("missed"):
                 self.missed = True
                 self._pass(person.chance.uniform(1, 5))
