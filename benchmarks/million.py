@@ -34,11 +34,11 @@ from benchmarks.stands import KEY
 from waitingroom import embedded
 from waitingroom.config import load_text
 from waitingroom.logs import configure_logging
-from waitingroom.process import allow_files
 from waitingroom.requestlog import RequestLog
 from waitingroom.room import Room
 from waitingroom.scripts import script_source
 from waitingroom.server import Server
+from waitingroom.signals import allow_files
 from waitingroom.store import Store
 from waitingroom.tickets import Keyring
 

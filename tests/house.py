@@ -29,7 +29,7 @@ ROOM = Room(name="sale", total_active_users=100, new_users_per_minute=60_000)
 
 @dataclass
 class Origin:
-    """A storefront that answers by path; `release` lets /slow go on."""
+    """A storefront that answers by path; `release` lets /slow begin, and /begun end."""
 
     front: Storefront | None = None
     release: asyncio.Event = field(default_factory=asyncio.Event)
@@ -52,6 +52,11 @@ class Origin:
             await self.release.wait()
         if path.endswith(b"/broken"):
             await wire.send(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
+            return
+        if path == b"/begun":
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+            await self.release.wait()
+            await wire.send(b"whole")
             return
         extra = {
             b"/public": b"Cache-Control: public, max-age=60\r\n",

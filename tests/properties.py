@@ -29,7 +29,7 @@ from waitingroom.heads import BadRequestError, Head, ResponseHead, is_host, pars
 from waitingroom.http1 import Listener
 from waitingroom.proxy import Failure, Upstream
 from waitingroom.room import Room, Status
-from waitingroom.server import parse_address
+from waitingroom.sockets import parse_address
 from waitingroom.tickets import InvalidTokenError, Keyring, Token, Use, cookie_names
 from waitingroom.upstream import Link
 from waitingroom.visit import asked_for, cookies, plain_path, query_value, return_path

@@ -336,9 +336,10 @@ def test_the_reference_has_every_request_and_every_state() -> None:
     text = (ROOT / "docs" / "cli.md").read_text()
     store, access = Store("unix:///none", "test"), Access((), open_console=True)
     listed = dict(re.findall(r"^\| `(?:GET|PATCH|POST) (/[^`?]*).*\| ([a-z, ]+) \|$", text, re.MULTILINE))
+    app = application({}, store, Telemetry([]), access, draining=lambda: False)
     paths = {
         re.sub(r"\{name\}", "<name>", resource.canonical).replace("{action}", "pause")
-        for resource in application({}, store, Telemetry([]), access).router.resources()
+        for resource in app.router.resources()
     }
     assert listed.keys() == paths
     assert {path for path, role in listed.items() if role == "none"} == PROBES

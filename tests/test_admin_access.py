@@ -27,13 +27,15 @@ from tests.test_architecture import ROOT
 from tests.test_cli import serving
 from tests.test_http1 import SMUGGLED
 from tests.wire import dial, tls_contexts
-from waitingroom import admin
+from waitingroom import problems
 from waitingroom.access import Role, Token, digest, token_line
 from waitingroom.config import AdminSettings, ConfigError
+from waitingroom.keys import admin_tokens
+from waitingroom.metrics import ADMIN_OUTCOMES
 from waitingroom.private import MOST_CONNECTIONS, MOST_FROM_ONE, open_private
 from waitingroom.room import Room
-from waitingroom.server import Server, admin_tokens
-from waitingroom.telemetry import ADMIN_OUTCOMES, Telemetry
+from waitingroom.server import Server
+from waitingroom.telemetry import Telemetry
 
 PLAIN = "plain-token-of-the-tests-0123456789"
 SECRETS = {role: f"{role}-token-of-the-tests-0123456789" for role in Role}
@@ -383,7 +385,7 @@ async def test_whoever_breaks_off_is_no_fault(operator: Operator, capfd: pytest.
 
 async def test_a_slow_body_is_not_waited_for(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever sends half of what was promised is told so, and let go."""
-    monkeypatch.setattr(admin, "BODY_PATIENCE", 0.1)
+    monkeypatch.setattr(problems, "BODY_PATIENCE", 0.1)
     async with dial(operator.server.private_address[1]) as wire:
         await wire.send(
             b"POST /v1/rooms/sale/pause HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n"

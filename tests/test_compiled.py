@@ -18,7 +18,7 @@ PROMISES = [
     *("test_gateway", "test_gateway_rooms", "test_gateway_tokens", "test_gateway_outages", "test_decision"),
     *("test_hostile", "test_many", "test_differential", "test_fuzz"),
     *("test_desk", "test_room", "test_visit", "test_ticker", "test_server", "test_telemetry", "test_logs"),
-    "test_newcomers",
+    *("test_newcomers", "test_drain", "test_figures"),
 ]
 """Tests of what is compiled."""
 

@@ -191,3 +191,47 @@ async def test_places_survive_gateways(tmp_path: Path, valkey_url: str, free_por
         entered = [number[seen] for seen in stays(fleet.log()) if seen in number]
         assert len(entered) == len(waiting)
         assert most_overtaken(entered) <= 2
+
+
+@pytest.mark.slow
+async def test_a_gateway_that_stood_still(tmp_path: Path, valkey_url: str, free_port: Port) -> None:
+    """One is stopped for many ticks: the other admits on; nobody has failed afterwards, and limits held."""
+    seats, rate = 10, 40
+    limits = {"total_active_users": seats, "new_users_per_minute": rate * 60}
+    async with running(tmp_path, valkey_url, free_port, **limits) as fleet:
+        inside, waiting = fleet.visitors(seats, "inside"), fleet.visitors(24)
+        for visitor in inside:
+            await visitor.enter()
+        here, there = [[v for v in waiting if v.gateway == index] for index in range(2)]
+        await queue_up(fleet, here)
+        await queue_up(fleet, there)
+        staying, leaving = inside[:4], inside[4:]
+        stood_still = fleet.processes[1]
+        began = (await fleet.snapshot()).clock
+        stood_still.send_signal(signal.SIGSTOP)
+        try:
+            shopping = [asyncio.create_task(visitor.shop()) for visitor in waiting]
+            looks = [asyncio.create_task(visitor.visit()) for visitor in staying]
+            await asyncio.gather(*(visitor.leave() for visitor in leaving if visitor.gateway == 0))
+
+            async def goes_on() -> bool:
+                entered = len(stays(fleet.log())) - seats
+                return (
+                    entered >= len(here) // 2 and (await fleet.snapshot()).clock - began > 5000 * fleet.tick
+                )
+
+            await eventually(goes_on, 20)
+        finally:
+            stood_still.send_signal(signal.SIGCONT)
+        await asyncio.wait_for(asyncio.gather(*looks), 10)
+        assert all(visitor.inside for visitor in staying)
+        await asyncio.gather(*(visitor.leave() for visitor in leaving if visitor.gateway == 1))
+        await asyncio.wait_for(asyncio.gather(*shopping), 60)
+        for visitor in staying:
+            assert (await visitor.visit()).state == ""
+        entries = stays(fleet.log())
+    assert len(entries) == len(inside) + len(waiting)
+    assert sum((visitor.statuses for visitor in (*inside, *waiting)), Counter()).keys() == {200}
+    assert most_at_once(entries.values()) <= seats
+    starts = sorted(start for start, _ in entries.values())
+    assert most_over(starts, rate) <= rate * fleet.tick + rate * TRAVEL

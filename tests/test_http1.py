@@ -452,7 +452,7 @@ async def test_draining_lets_requests_finish() -> None:
     async with listening(waiting.append) as (port, listener), dial(port) as idle, dial(port) as busy:
         await busy.send(get())
         await eventually(lambda: bool(waiting) and listener.connections == 2)
-        draining = asyncio.create_task(listener.drain(5))
+        draining = asyncio.create_task(listener.premises.drain(5))
         assert await idle.rest() == b""
         waiting[0].respond(200, b"", b"done")
         assert (await busy.rest()).endswith(b"Connection: close\r\n\r\ndone")

@@ -1,5 +1,6 @@
 """What the log says, and what it never says."""
 
+import contextlib
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import eventually
-from waitingroom.logs import BACKLOG_LINES, LogWriter, configure_logging
+from waitingroom.logs import BACKLOG_LINES, LogWriter, adjust_logging, configure_logging
 from waitingroom.requestlog import RequestLog, Served, path_of
 from waitingroom.telemetry import Telemetry
 
@@ -48,7 +49,6 @@ def lines_of(writer: LogWriter, stream: TextIO) -> list[str]:
 def test_a_request_is_one_line_of_json(stream: TextIO) -> None:
     """The canonical line names room, verdict, method, path, status, times and size, and nothing besides."""
     writer, log = configure_logging(stream)
-    assert log is not None
     log.request(a_request(origin_seconds=0.01))
     (line,) = lines_of(writer, stream)
     fields = json.loads(line)
@@ -82,7 +82,6 @@ def test_what_is_counted_is_logged(stream: TextIO) -> None:
 def test_a_failed_request_is_a_warning(stream: TextIO) -> None:
     """Whoever filters by level finds the answers that were failures."""
     writer, log = configure_logging(stream)
-    assert log is not None
     log.request(a_request(status=502, verdict="error"))
     assert json.loads(lines_of(writer, stream)[0])["level"] == "warning"
 
@@ -128,7 +127,6 @@ def test_the_path_holds_no_secret(target: bytes, path: str) -> None:
 def test_polls_are_sampled_and_say_so(stream: TextIO) -> None:
     """One poll in N is logged and carries N, so that sums stay right; nothing else is left out."""
     writer, log = configure_logging(stream, poll_sample=10)
-    assert log is not None
     for _ in range(30):
         log.request(a_request(verdict="status_poll"))
     log.request(a_request())
@@ -151,7 +149,6 @@ def test_a_visitor_is_a_keyed_hash(stream: TextIO) -> None:
 def test_no_secret_is_ever_written(stream: TextIO) -> None:
     """Tokens, cookies and passwords do not reach the log, by whatever way somebody hands them in."""
     writer, log = configure_logging(stream, level="debug")
-    assert log is not None
     logger = structlog.get_logger()
     secrets = {"basket=hunter2", "hunter3", "hunter4", "hunter5", "hunter6", "hunter7", TOKEN}
     logger.info("cookie_read", cookie="basket=hunter2", admin_token="hunter3", signing_key="hunter4")
@@ -182,7 +179,6 @@ def test_libraries_log_in_the_same_form(stream: TextIO) -> None:
 def test_people_get_plain_lines(stream: TextIO) -> None:
     """At a terminal the same fields are readable text."""
     writer, log = configure_logging(stream, as_json=False)
-    assert log is not None
     structlog.get_logger().warning("store_lost", room="sale")
     log.request(a_request())
     event, request = lines_of(writer, stream)
@@ -195,11 +191,56 @@ def test_people_get_plain_lines(stream: TextIO) -> None:
 def test_a_level_leaves_the_rest_out(stream: TextIO) -> None:
     """At `warning` neither requests nor information is written."""
     writer, log = configure_logging(stream, level="warning")
-    assert log is None
+    log.request(a_request())
     structlog.get_logger().info("tick_done")
     structlog.get_logger().warning("tick_late")
     (line,) = lines_of(writer, stream)
     assert json.loads(line)["event"] == "tick_late"
+
+
+def test_level_and_sample_are_changed_while_it_is_written(stream: TextIO) -> None:
+    """What comes after the change is judged by it, requests included."""
+    writer, log = configure_logging(stream, level="warning")
+    log.request(a_request(target=b"/before"))
+    adjust_logging(log, "info", poll_sample=3)
+    log.request(a_request(target=b"/after"))
+    for _ in range(3):
+        log.request(a_request(verdict="status_poll"))
+    structlog.get_logger().info("said")
+    adjust_logging(log, "error", poll_sample=3)
+    structlog.get_logger().warning("unsaid")
+    logging.getLogger("library").warning("unsaid")
+    written = [json.loads(line) for line in lines_of(writer, stream)]
+    assert [(line["event"], line.get("path"), line.get("weight")) for line in written] == [
+        ("request", "/after", None),
+        ("request", "/shoes", 3),
+        ("said", None, None),
+    ]
+
+
+async def test_processes_that_share_a_pipe_tear_no_line() -> None:
+    """However much several write at a time, each line arrives whole."""
+    source, sink = os.pipe()
+    received = b""
+
+    def read() -> bool:
+        nonlocal received
+        with contextlib.suppress(BlockingIOError):
+            received += os.read(source, 1 << 20)
+        return received.count(b"\n") == 3 * 4000
+
+    with os.fdopen(sink, "w") as stream:
+        os.set_blocking(source, False)
+        writers = [LogWriter(stream, shared=True) for _ in range(3)]
+        for number in range(4000):
+            for name, writer in zip("abc", writers, strict=True):
+                writer.write(name * (100 + number % 300) + "\n")
+        await eventually(read, 20)
+        for writer in writers:
+            writer.close()
+    os.close(source)
+    assert {len(set(line)) for line in received.splitlines()} == {1}
+    assert all(writer.dropped == 0 for writer in writers)
 
 
 def test_lines_keep_their_order(stream: TextIO) -> None:

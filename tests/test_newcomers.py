@@ -6,16 +6,18 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.house import House, Reply, Shopper, calls, house
+from tests.house import KEY, House, Reply, Shopper, calls, house
 from tests.test_challenge import solve
 from tests.test_gateway_outages import silent
 from tests.wire import dial
 from waitingroom.challenge import BURST
+from waitingroom.config import TokenSettings
 from waitingroom.room import Room
 from waitingroom.tickets import Use
 
@@ -184,6 +186,22 @@ async def test_a_challenge_is_known_at_every_gateway(valkey_url: str, tmp_path: 
             visitor.jar, visitor.port = dict(jar), port
             states.append((await visitor.visit()).state)
         assert states == ["waiting", "waiting", "challenge", "challenge"]
+
+
+async def test_a_challenge_stands_for_as_long_as_its_key_is_listed(valkey_url: str, tmp_path: Path) -> None:
+    """Set before the keys were rotated, it is met afterwards; once its key has gone, it proves nothing."""
+    async with full(valkey_url, tmp_path, challenge="on") as shop:
+        server = shop.gateways[0]
+        first, second, third = shop.shopper(), shop.shopper(), shop.shopper()
+        old = [await first.visit("/goods"), await second.visit("/goods")]
+        fresh = "a fresh key of the tests, of more than 32 bytes"
+        await server.reload(replace(server.settings, tokens=TokenSettings(keys=(fresh, KEY))))
+        assert (await meet(first, old[0])).state == "waiting"
+        new = await third.visit("/goods")
+        await server.reload(replace(server.settings, tokens=TokenSettings(keys=(fresh,))))
+        assert (await meet(second, old[1])).state == "challenge"
+        assert shop.metric("challenges_total", room="sale", outcome="refused") == 1
+        assert (await meet(third, new)).state == "waiting"
 
 
 async def test_a_challenge_of_another_room_or_network_is_none(valkey_url: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 from tests.conftest import eventually
 from tests.house import GOODS, ROOM, Shopper, house, settings
 from tests.wire import OK, dial, storefront
+from waitingroom.access import digest
 from waitingroom.config import ConfigError, Settings, TokenSettings
-from waitingroom.server import Server, parse_address
+from waitingroom.keys import admin_tokens, data_folder
+from waitingroom.server import Server
+from waitingroom.sockets import parse_address
 
 SHOP = replace(ROOM, upstream="http://127.0.0.1:9")
 
@@ -126,6 +130,18 @@ async def test_the_embedded_default_makes_its_own_secrets(tmp_path: Path) -> Non
     assert positions == [1, 1]
     for name in ("signing.key", "admin.token"):
         assert (tmp_path / "data" / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_secrets_are_made_once(tmp_path: Path) -> None:
+    """Of many who start at the same time one makes it, and all read the same, whole."""
+    chosen = settings("embedded", tmp_path / "data", SHOP)
+    with ThreadPoolExecutor(16) as pool:
+        found = set(pool.map(lambda _: admin_tokens(chosen, data_folder(chosen)), range(64)))
+    ((token,),) = found
+    made = (tmp_path / "data" / "admin.token").read_text().strip()
+    assert len(made) > 40
+    assert token.digest == digest(made)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["admin.token"]
 
 
 async def test_stopping_finishes_what_is_under_way(valkey_url: str, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.conftest import eventually
+from waitingroom.metrics import METRICS, NO_ROOM, PREFIX, VERDICTS, Row
 from waitingroom.requestlog import Served
 from waitingroom.room import Room, Snapshot, Totals
-from waitingroom.telemetry import METRICS, NO_ROOM, PREFIX, VERDICTS, LoopLag, Row, Telemetry
+from waitingroom.telemetry import LoopLag, Telemetry
 
 REFERENCE = Path(__file__).parents[1] / "monitoring" / "METRICS.md"
 

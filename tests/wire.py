@@ -256,7 +256,7 @@ async def listening(
         yield server.sockets[0].getsockname()[1], listener
     finally:
         server.close()
-        await listener.drain(0)
+        await listener.premises.drain(0)
 
 
 @asynccontextmanager
@@ -279,7 +279,7 @@ async def gate(
         yield Gate(server.sockets[0].getsockname()[1], listener, upstream, forwarder.outcomes)
     finally:
         server.close()
-        await listener.drain(0)
+        await listener.premises.drain(0)
         await upstream.close()
 
 

@@ -206,16 +206,23 @@ class Access:
     def __init__(self, tokens: Sequence[Token], *, open_console: bool, hosts: Iterable[str] = ()) -> None:
         self.tokens = tokens
         self.open_console = open_console
-        self._hosts = frozenset(host.lower() for host in hosts) | {"localhost"}
+        self._hosts = _named(hosts)
         self._failures = Meter(FAILURES)
         self._changes = Meter(CHANGES)
 
     @classmethod
     def of(cls, settings: Settings, tokens: Sequence[Token]) -> "Access":
         """As the settings say: on loopback the console needs no token."""
+        access = cls(tokens, open_console=False)
+        access.adapt(settings, tokens)
+        return access
+
+    def adapt(self, settings: Settings, tokens: Sequence[Token]) -> None:
+        """Let in whom other settings say, from now on; what was tried and changed so far still counts."""
         listen = settings.server.private_listen
-        is_open = is_loopback(listen) or settings.admin.open_console
-        return cls(tokens, open_console=is_open, hosts=[*settings.admin.hosts, _host(listen)])
+        self.tokens = tokens
+        self.open_console = is_loopback(listen) or settings.admin.open_console
+        self._hosts = _named([*settings.admin.hosts, _host(listen)])
 
     def holder(self, secret: str) -> Token | None:
         """Whose token this is. Every digest is compared, so that the time tells nothing."""
@@ -266,6 +273,10 @@ def is_loopback(listen: str) -> bool:
     host = _host(listen)
     address = _address(host)
     return host == "localhost" if address is None else address.is_loopback
+
+
+def _named(hosts: Iterable[str]) -> frozenset[str]:
+    return frozenset(host.lower() for host in hosts) | {"localhost"}
 
 
 def _host(listen: str) -> str:

@@ -4,7 +4,6 @@ Every change of a room is checked as the configuration file is, names an author 
 on every gateway with its next tick, this one included.
 """
 
-import asyncio
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,7 @@ from waitingroom.config import change_room
 from waitingroom.console import Watch, page
 from waitingroom.desk import Desk
 from waitingroom.guard import TOKEN, counted, guard, require
-from waitingroom.problems import EVERY_ANSWER, ProblemError, nearest, problems, refused
+from waitingroom.problems import ProblemError, body_of, leaving, nearest, problems, refused, seal
 from waitingroom.room import Room
 from waitingroom.store import Change, ConflictError, Store
 from waitingroom.telemetry import Telemetry
@@ -26,9 +25,6 @@ from waitingroom.telemetry import Telemetry
 LARGEST_BODY = 65_536
 LONGEST_AUTHOR, LONGEST_REASON = 80, 500
 MOST_ENTRIES = 1000
-
-BODY_PATIENCE = 10.0
-"""Seconds for a body to arrive."""
 
 ACTIONS: Mapping[str, Callable[[Room], dict[str, Any]]] = {
     "pause": lambda _: {"paused": True},
@@ -40,10 +36,15 @@ ACTIONS: Mapping[str, Callable[[Room], dict[str, Any]]] = {
 
 
 def application(
-    desks: Mapping[str, Desk], store: Store, telemetry: Telemetry, access: Access
+    desks: Mapping[str, Desk],
+    store: Store,
+    telemetry: Telemetry,
+    access: Access,
+    *,
+    draining: Callable[[], bool],
 ) -> web.Application:
-    """The application of the private listener."""
-    admin = _Admin(desks, store, telemetry)
+    """The application of the private listener; rooms, access and draining may change while it is served."""
+    admin = _Admin(desks, store, telemetry, draining)
     middlewares = [counted(telemetry), problems, guard(access)]
     app = web.Application(client_max_size=LARGEST_BODY, middlewares=middlewares)
     watch = Watch(desks, telemetry)
@@ -57,7 +58,7 @@ def application(
     async def numbers(_: web.Request) -> web.Response:
         return web.json_response(watch.tell())
 
-    app.on_response_prepare.append(_seal)
+    app.on_response_prepare.append(seal)
     app.router.add_get("/", console)
     app.router.add_get("/v1/console.json", numbers)
     app.router.add_get("/metrics", admin.metrics)
@@ -74,10 +75,13 @@ def application(
 class _Admin:
     """The handlers."""
 
-    def __init__(self, desks: Mapping[str, Desk], store: Store, telemetry: Telemetry) -> None:
+    def __init__(
+        self, desks: Mapping[str, Desk], store: Store, telemetry: Telemetry, draining: Callable[[], bool]
+    ) -> None:
         self._desks = desks
         self._store = store
         self._telemetry = telemetry
+        self._draining = draining
 
     async def metrics(self, request: web.Request) -> web.Response:
         body, kind = self._telemetry.render(request.headers.get(hdrs.ACCEPT, ""))
@@ -88,6 +92,8 @@ class _Admin:
 
     async def ready(self, _: web.Request) -> web.Response:
         """Ready is who has once heard of the store about every room; after that, the store may go away."""
+        if self._draining():
+            raise leaving()
         missing = [name for name, desk in self._desks.items() if not desk.warm]
         if missing:
             raise ProblemError(
@@ -101,8 +107,8 @@ class _Admin:
         return web.json_response({"status": "ready", "rooms": list(self._desks)})
 
     async def rooms(self, _: web.Request) -> web.Response:
-        views = [self._view(await self._store.load(name)) for name in self._desks]
-        return web.json_response({"rooms": views})
+        loaded = [await self._store.load(name) for name in list(self._desks)]
+        return web.json_response({"rooms": [self._view(room) for room in loaded if room.name in self._desks]})
 
     async def read(self, request: web.Request) -> web.Response:
         return self._answer(await self._store.load(self._name(request)))
@@ -196,7 +202,7 @@ class _Admin:
         return web.json_response(self._view(room), headers={"ETag": f'"{room.version}"'})
 
     def _view(self, room: Room) -> dict[str, Any]:
-        seen = self._desks[room.name].snapshot
+        seen = self._desks[self._known(room.name)].snapshot
         settings = asdict(room)
         del settings["version"]
         plain = ("inside", "offered", "waiting", "present", "candidates", "issued", "epoch", "pace", "clock")
@@ -214,18 +220,15 @@ class _Admin:
 
 
 async def _body(request: web.Request, fields: Iterable[str]) -> dict[str, Any]:
+    read = await body_of(request)
     try:
-        async with asyncio.timeout(BODY_PATIENCE):
-            body = json.loads(await request.read() or b"{}")
+        body = json.loads(read or b"{}")
         # What the store could not keep, or could not give back, is refused here: infinities, half characters.
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError, web.RequestPayloadError, ConnectionError):
+    except (ValueError, RecursionError):
         raise ProblemError(
             400, "The body is not JSON", "It could not be read as UTF-8 JSON.", "Send one JSON object."
         ) from None
-    except TimeoutError:
-        late = f"It took more than {BODY_PATIENCE:.0f} s."
-        raise ProblemError(408, "The body came too slowly", late, "Send it at once.") from None
     if not isinstance(body, dict):
         raise ProblemError(
             400, "The body is not an object", "It is JSON of another kind.", "Send one JSON object."
@@ -261,7 +264,3 @@ def _told(change: Change) -> str:
     settings = ", ".join(f"{name} to {value!r}" for name, value in change.changed.items())
     by = f" (token {change.by})" if change.by else ""
     return f"{change.author}{by} set {settings} with version {change.version}: {change.reason}"
-
-
-async def _seal(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(EVERY_ANSWER)

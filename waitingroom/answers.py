@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final
 from waitingroom.challenge import PARTS, Challenge
 from waitingroom.documents import challenge_json, cloudflare_json, problem_json, status_json
 from waitingroom.exchange import Exchange
+from waitingroom.metrics import NO_ROOM
 from waitingroom.pages import Form, Page, Pages, Trouble, negotiate
 from waitingroom.requestlog import Served, Verdict
 from waitingroom.room import Room, State, Status
-from waitingroom.telemetry import NO_ROOM, Telemetry
+from waitingroom.telemetry import Telemetry
 from waitingroom.visit import OURS, asked_for, host_of
 
 if TYPE_CHECKING:

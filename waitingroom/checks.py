@@ -256,7 +256,7 @@ def judge_keeping(info: Mapping[str, Any], subject: str) -> Findings:
 def judge_certificate(expires: float, now: float, subject: str = "certificate") -> Finding:
     """Whether a certificate lasts; Unix times."""
     day = datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%d")
-    why, mend = "Clients then refuse to connect at all.", "Renew it, then restart the gateways one by one."
+    why, mend = "Clients then refuse to connect at all.", "Renew it, then send the gateways SIGHUP."
     if expires <= now:
         return Finding(Level.ERROR, subject, f"it ended on {day}", why, mend)
     if expires - now < EXPIRES_SOON:

@@ -18,7 +18,7 @@ from waitingroom import __version__
 from waitingroom.access import Role, token_line
 from waitingroom.config import ConfigError, load
 from waitingroom.load import app as load_app
-from waitingroom.options import PRIVATE, Author, Config, Json, Name, Reason, TokenFile, Url
+from waitingroom.options import PRIVATE, Author, Config, Json, Name, Reason, TokenFile, Url, Workers
 
 if TYPE_CHECKING:
     from waitingroom.remote import Remote
@@ -106,26 +106,29 @@ def demo(
     raise typer.Exit(OK if summary.kept else FAILED)
 
 
-@app.command(epilog=_epilog("waitingroom serve --config waitingroom.toml"))
+@app.command(epilog=_epilog("waitingroom serve -c shop.toml", "waitingroom serve -c shop.toml --workers 4"))
 def serve(
     config: Annotated[Path, typer.Option("--config", "-c", help="TOML file with the settings.")],
+    workers: Workers = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Log JSON, also on a terminal.")] = False,
 ) -> None:
     """Run a gateway until SIGTERM or SIGINT.
 
-    It then finishes the requests under way; a second signal does not wait for them.
+    It then finishes the requests under way; a second signal does not wait for them. SIGHUP has it read its
+    configuration anew; SIGUSR2 replaces the workers one after another, where there are several.
     """
     import uvloop
 
-    from waitingroom.process import allow_files, run
+    from waitingroom.orders import Source
 
     with _told():
-        settings = load(config)
-        if not settings.rooms:
-            raise ConfigError(str(config), "has no room.", "Add [[rooms]] with a name and an upstream.")
-        allow_files()
-        forced = uvloop.run(run(settings, sys.stdout, as_json=True if as_json else None))
+        source = Source(config, workers)
+        if source.read().server.workers > 1:
+            from waitingroom.supervisor import run
+        else:
+            from waitingroom.process import run
+        forced = uvloop.run(run(source, sys.stdout, as_json=True if as_json else None))
     raise typer.Exit(FAILED if forced else OK)
 
 

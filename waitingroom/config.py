@@ -65,6 +65,10 @@ class Server:
     first_byte_timeout: float = setting(
         60.0, "Time for the storefront to begin its answer.", duration=True, gt=0
     )
+    drain_timeout: float = setting(
+        10.0, "Time that requests under way are given when the gateway stops.", duration=True, ge=0
+    )
+    workers: int = setting(1, "Worker processes that share the address for shoppers.", ge=1, le=64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +170,18 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Setting
     Raises:
         ConfigError: with the file, line and key, what is wrong, and the nearest valid name.
     """
-    if path is None:
-        return load_text("", environ)
+    return load_text("", environ) if path is None else load_text(read(path), environ, name=str(path))
+
+
+def read(path: Path) -> str:
+    """The text of a file; raises as `load`."""
     try:
-        text = path.read_text()
+        return path.read_text()
     except OSError as error:
         remedy = "Give the file with --config."
         raise ConfigError(str(path), f"cannot be read ({error.strerror}).", remedy) from None
     except UnicodeDecodeError:
         raise ConfigError(str(path), "is not UTF-8 text.", "Save it as UTF-8.") from None
-    return load_text(text, environ, name=str(path))
 
 
 def load_text(text: str, environ: Mapping[str, str] | None = None, name: str = "configuration") -> Settings:

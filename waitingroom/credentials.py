@@ -35,6 +35,15 @@ class Credentials:
         """Keys for something else that is signed; none of them tells ours."""
         return self._keyring.derived(purpose)
 
+    def rekey(self, keyring: Keyring) -> None:
+        """Sign and verify with these keys from now on; what was proved by others has to be proved anew.
+
+        What a listener remembers of heads, proofs among it, is the listener's to forget.
+        """
+        self._keyring = keyring
+        self._verified.clear()
+        self._renewals.clear()
+
     def recognise(self, visit: Visit) -> None:
         """Take the token from the room's cookie. One that proves nothing is none, and is counted."""
         desk = visit.desk

@@ -18,14 +18,14 @@ class Sweep:
 
     def __init__(self, interval: float) -> None:
         self.members: set[Timed] = set()
-        self._interval = interval
+        self.interval = interval
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, member: Timed) -> None:
         """Watch a member until it is discarded."""
         self.members.add(member)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._interval, self._look)
+            self._timer = asyncio.get_running_loop().call_later(self.interval, self._look)
 
     def discard(self, member: Timed) -> None:
         """Stop watching a member."""
@@ -36,4 +36,4 @@ class Sweep:
         now = loop.time()
         for member in [member for member in self.members if member.deadline <= now]:
             member.expired()
-        self._timer = loop.call_later(self._interval, self._look) if self.members else None
+        self._timer = loop.call_later(self.interval, self._look) if self.members else None

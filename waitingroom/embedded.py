@@ -147,7 +147,7 @@ class EmbeddedValkey:
                 env={},  # secrets of the gateway's environment are no business of its child
                 pass_fds=(lock,),
                 start_new_session=True,  # the terminal's Ctrl-C is for the gateway, which then stops Valkey
-                preexec_fn=_before_exec(os.getpid()),
+                preexec_fn=tied_to(os.getpid(), umask=0o077),
             )
 
     async def _keep(self, lock: int, address: Path) -> None:
@@ -211,12 +211,18 @@ async def _lock(path: Path) -> int:
         return descriptor
 
 
-def _before_exec(parent: int) -> Callable[[], None]:
-    """What the new process does before it becomes Valkey: tie its life to its parent, keep files private."""
+def tied_to(parent: int, umask: int | None = None) -> Callable[[], None]:
+    """What a new process does before it becomes another program: tie its life to its parent's by SIGTERM.
+
+    Args:
+        parent: process id of whoever starts it, from its main thread.
+        umask: for the files of the new process; None: as the parent's.
+    """
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
     def tie() -> None:
-        os.umask(0o077)
+        if umask is not None:
+            os.umask(umask)
         if prctl is not None:
             prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:  # it died between the fork and the line above

@@ -19,14 +19,15 @@ from waitingroom.desk import Desk
 from waitingroom.endpoints import Endpoints
 from waitingroom.exchange import Exchange
 from waitingroom.heads import ResponseHead
+from waitingroom.metrics import OriginError
 from waitingroom.newcomers import Newcomers
 from waitingroom.pages import Form
 from waitingroom.proxy import Failure, Upstream
 from waitingroom.requestlog import Verdict
 from waitingroom.room import Answer, Entry, Knock, Method, State, bypasses, protects, rank_rooms
 from waitingroom.store import Store, StoreUnavailableError, UnknownRoomError
-from waitingroom.telemetry import OriginError, Telemetry
-from waitingroom.tickets import Token, Use
+from waitingroom.telemetry import Telemetry
+from waitingroom.tickets import Keyring, Token, Use
 from waitingroom.visit import (
     host_of,
     kept_by_all,
@@ -39,6 +40,9 @@ _log = structlog.get_logger()
 
 MOST_REMEMBERED = 16_384
 """Host headers whose meaning is remembered."""
+
+CHALLENGE: Final = b"challenge"
+"""What the keys are for that newcomers' challenges are signed with."""
 
 COMMANDS: Final = (b"waiting-room-command", b"cf-waiting-room-command")
 
@@ -93,7 +97,7 @@ class Gateway:
         self._strangers = strangers()
         self._name = next(self._strangers)
         self._loop = asyncio.get_running_loop()
-        self._newcomers = Newcomers(desks, answers, telemetry, credentials.derived(b"challenge"))
+        self._newcomers = Newcomers(desks, answers, telemetry, credentials.derived(CHALLENGE))
         self._endpoints = Endpoints(answers, wall, jitter, self._newcomers.join)
 
     def handle(self, exchange: Exchange) -> None:
@@ -163,6 +167,11 @@ class Gateway:
     def reroute(self) -> None:
         """Look at the rooms anew: one of them has changed."""
         self._routes.clear()
+
+    def rekey(self, keyring: Keyring) -> None:
+        """Sign and verify with these keys from now on."""
+        self._credentials.rekey(keyring)
+        self._newcomers.rekey(self._credentials.derived(CHALLENGE))
 
     def _goes_round(self, visit: Visit) -> bool:
         room = visit.desk.room

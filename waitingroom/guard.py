@@ -9,8 +9,9 @@ from aiohttp import HttpVersion10, hdrs, web
 from aiohttp.typedefs import Middleware
 
 from waitingroom.access import Access, Role, Token, bearer
+from waitingroom.metrics import AdminOutcome
 from waitingroom.problems import Handler, ProblemError, unreadable
-from waitingroom.telemetry import AdminOutcome, Telemetry
+from waitingroom.telemetry import Telemetry
 
 PROBES = frozenset({"/healthz", "/readyz"})
 """What anybody may ask who reaches the listener."""

@@ -31,27 +31,25 @@ class Listener:
     """The connections of one listening address. Give it to `loop.create_server` as the protocol factory.
 
     Attributes:
+        premises: what its connections share.
         refusals: how many requests were refused before the handler saw them, by status.
     """
 
     def __init__(self, handler: Handler, limits: Limits = LIMITS, trusted: tuple[Network, ...] = ()) -> None:
-        self._premises = premises = Premises(handler, limits, trusted)
+        self.premises = premises = Premises(handler, limits, trusted)
         self.outbox = premises.outbox
         self.refusals = premises.refusals
         self.sweep = premises.sweep
 
     def __call__(self) -> asyncio.Protocol:
         """A protocol for a client that connects."""
-        return cast("asyncio.Protocol", Connection(self._premises))
+        self.premises.called += 1
+        return cast("asyncio.Protocol", Connection(self.premises))
 
     @property
     def connections(self) -> int:
         """Client connections open now."""
         return len(self.sweep.members)
-
-    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - what is left then is cut, not cancelled
-        """Let requests under way finish for so many seconds, and no more begin. Stop listening before."""
-        await self._premises.drain(timeout)
 
 
 class Connection(Speaker):
@@ -72,6 +70,8 @@ class Connection(Speaker):
         self._taken = 0
         self._watched = 0.0
         self._choked = False
+        self._grace = premises.limits.first_word
+        self._since = 0.0
         self._in_loop = False
         self._lingering = False
         self._paused = False
@@ -216,6 +216,7 @@ class Connection(Speaker):
             self._body = Chunked() if fields.chunked else Counted(fields.length or 0)
         self._buffer = b"" if whole else data[end:]
         self.deadline = math.inf
+        self._grace = limits.rest
         self._serve(Exchange(head, self))
         return True
 
@@ -384,9 +385,9 @@ class Connection(Speaker):
         else:
             self.half_close()
 
-    def retire(self) -> None:
-        """Close as soon as nothing is under way."""
-        if self._exchange is None and not self._lingering:
+    def retire(self, now: float) -> None:
+        """Close if nothing is under way, not even a part of a head, and nothing is to be expected."""
+        if self.idles() and not self._buffer and now - self._since >= self._grace:
             self._close()
 
     def cut(self) -> None:
@@ -394,4 +395,5 @@ class Connection(Speaker):
         self.abort()
 
     def _wait(self, seconds: float) -> None:
-        self.deadline = self._time() + seconds
+        self._since = self._time()
+        self.deadline = self._since + seconds

@@ -27,8 +27,8 @@ from waitingroom.checks import (
 from waitingroom.config import ConfigError, Settings
 from waitingroom.embedded import SOCKET, EmbeddedError, binary
 from waitingroom.failover import judge_survey
+from waitingroom.keys import admin_tokens
 from waitingroom.room import Room
-from waitingroom.server import admin_tokens
 from waitingroom.servers import Shape, parse
 from waitingroom.store import Store, StoreUnavailableError
 from waitingroom.survey import survey

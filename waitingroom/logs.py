@@ -8,9 +8,11 @@ import atexit
 import logging
 import os
 import re
+import select
 import sys
 import threading
 from collections import deque
+from collections.abc import Iterator
 from typing import TextIO
 
 import structlog
@@ -26,6 +28,11 @@ BACKLOG_LINES = 20_000
 
 PIECE_LINES = 512
 
+_ESCAPED = "backslashreplace"
+
+AS_JSON = {"json": True, "console": False, "auto": None}
+"""What `[log] format` says of `as_json`."""
+
 LEVELS = ("debug", "info", "warning", "error")
 
 _SECRET_KEY = re.compile(r"cookie|token|secret|password|authorization|signing_key", re.IGNORECASE)
@@ -38,12 +45,17 @@ def _withhold_values(_logger: object, _method: str, event: EventDict) -> EventDi
 class LogWriter:
     """Writes lines to a stream from a thread of its own, in the order in which they came.
 
+    Args:
+        stream: with a file descriptor.
+        shared: other processes write to it as well, so that lines must not be torn apart.
+
     Attributes:
         dropped: lines lost because the reader did not keep up.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, shared: bool = False) -> None:
         self.dropped = 0
+        self._shared = shared
         self._descriptor = stream.fileno()
         self._lines: deque[str] = deque()
         self._wake = threading.Event()
@@ -79,12 +91,27 @@ class LogWriter:
                 self._put([self._lines.popleft() for _ in range(min(left, PIECE_LINES))])
 
     def _put(self, lines: list[str]) -> None:
-        left = memoryview("".join(lines).encode(errors="backslashreplace"))
         try:
-            while left:
-                left = left[os.write(self._descriptor, left) :]
+            for piece in _untorn(lines) if self._shared else ("".join(lines).encode(errors=_ESCAPED),):
+                left = memoryview(piece)
+                while left:
+                    left = left[os.write(self._descriptor, left) :]
         except OSError:  # the reader is gone; the shop is not
             self.dropped += len(lines)
+
+
+def _untorn(lines: list[str]) -> Iterator[bytes]:
+    """The lines in pieces that a pipe takes whole, whoever else writes to it; long ones by themselves."""
+    gathered: list[bytes] = []
+    size = 0
+    for line in lines:
+        encoded = line.encode(errors=_ESCAPED)
+        if gathered and size + len(encoded) > select.PIPE_BUF:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+        gathered.append(encoded)
+        size += len(encoded)
+    yield b"".join(gathered)
 
 
 class _Outlet(logging.Handler):
@@ -110,7 +137,8 @@ def configure_logging(
     level: str = "info",
     poll_sample: int = 100,
     visitor_key: bytes | None = None,
-) -> tuple[LogWriter, RequestLog | None]:
+    shared: bool = False,
+) -> tuple[LogWriter, RequestLog]:
     """Direct structlog, the standard library's logging and the request log to one stream.
 
     Args:
@@ -119,14 +147,14 @@ def configure_logging(
         level: least level that is written, one of `LEVELS`; requests are written at `info`.
         poll_sample: see `RequestLog`.
         visitor_key: see `RequestLog`.
+        shared: see `LogWriter`.
 
     Returns:
-        The writer, to be closed last, and the request log, None where the level leaves requests out.
+        The writer, to be closed last, and the request log, silent where the level leaves requests out.
     """
     stream = stream or sys.stderr
     console = stream.isatty() if as_json is None else not as_json
-    least = logging.getLevelNamesMapping()[level.upper()]
-    writer = LogWriter(stream)
+    writer = LogWriter(stream, shared=shared)
     outlet = _Outlet(writer)
     steps: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -142,11 +170,20 @@ def configure_logging(
         renderer = structlog.processors.JSONRenderer(separators=(",", ":"))
     structlog.configure(
         processors=[*steps, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(least),
         logger_factory=lambda *_: outlet,
         cache_logger_on_first_use=False,
     )
     outlet.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=steps))
-    logging.basicConfig(handlers=[outlet], level=max(least, logging.WARNING), force=True)
+    logging.basicConfig(handlers=[outlet], force=True)
     log = RequestLog(writer, console=console, poll_sample=poll_sample, visitor_key=visitor_key)
-    return writer, log if least <= logging.INFO else None
+    adjust_logging(log, level, poll_sample)
+    return writer, log
+
+
+def adjust_logging(log: RequestLog, level: str, poll_sample: int) -> None:
+    """Write from another level on, and other polls; for the arguments see `configure_logging`."""
+    least = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(least))
+    logging.getLogger().setLevel(max(least, logging.WARNING))
+    log.silent = least > logging.INFO
+    log.poll_sample = poll_sample

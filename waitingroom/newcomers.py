@@ -23,9 +23,10 @@ from waitingroom.challenge import (
     prefix_of,
 )
 from waitingroom.desk import Desk
+from waitingroom.metrics import ChallengeOutcome
 from waitingroom.pages import Form
 from waitingroom.room import Snapshot, State
-from waitingroom.telemetry import ChallengeOutcome, Telemetry
+from waitingroom.telemetry import Telemetry
 from waitingroom.tickets import Token, Use, cookie_names
 from waitingroom.visit import PROOF, cookies, query_value, return_path, set_cookie
 
@@ -56,6 +57,10 @@ class Newcomers:
         self._watches: defaultdict[str, Watch] = defaultdict(Watch)
         self._observed: dict[str, Snapshot] = {}
         telemetry.challenging(self.everybody)
+
+    def rekey(self, keys: Sequence[bytes]) -> None:
+        """Sign challenges with these keys from now on; those that were set stand with their key."""
+        self._seal = Seal(keys)
 
     def everybody(self, room: str) -> bool:
         """Whether everybody new to a room is challenged, as of its last snapshot."""

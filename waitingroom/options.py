@@ -16,6 +16,9 @@ TokenFile = Annotated[
         ".waitingroom/admin.token.",
     ),
 ]
+Workers = Annotated[
+    int | None, typer.Option(min=1, max=64, help="Worker processes; else as [server] workers says.")
+]
 Author = Annotated[str | None, typer.Option("--author", help="Who changes it; else your login name.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever reads the audit.")]
 Name = Annotated[str, typer.Argument(help="Name of the room.")]

@@ -40,6 +40,15 @@ class Limits:
     low_water: int = 64 * 1024
     drain_bytes: int = 64 * 1024
     """Rest of an unread request body that is read past to keep the connection."""
+    first_word: float = 1.0
+    """Time in which somebody who has just connected says something, if they mean to."""
+    rest: float = 0.25
+    """Time after an answer in which the next request may well be on its way."""
+
+    @property
+    def look_every(self) -> float:
+        """Seconds between two looks at all deadlines."""
+        return min(1.0, min(self.head_timeout, self.keepalive_timeout, self.body_idle_timeout) / 4)
 
 
 LIMITS: Final = Limits()
@@ -59,8 +68,8 @@ class Guest(Protocol):
     def give_way(self) -> bool:
         """Close at once, to make room; False if some of an answer would be lost."""
 
-    def retire(self) -> None:
-        """Close as soon as nothing is under way."""
+    def retire(self, now: float) -> None:
+        """Close if nothing is under way, and nothing is to be expected."""
 
     def cut(self) -> None:
         """Close at once, whatever is unsent."""
@@ -75,6 +84,7 @@ class Premises:
     Attributes:
         refusals: how many requests were refused before the handler saw them, by status.
         draining: every answer is the last one of its connection.
+        called, made: connections accepted so far, and those of them whose handshake was completed.
         sweep: every connection, and its deadline.
     """
 
@@ -86,10 +96,18 @@ class Premises:
         self.draining = False
         self.outbox = Outbox()
         self.memory: Memory[RequestFields] = Memory()
-        shortest = min(limits.head_timeout, limits.keepalive_timeout, limits.body_idle_timeout)
-        self.sweep = Sweep(min(1.0, shortest / 4))
+        self.sweep = Sweep(limits.look_every)
+        self.called = 0
+        self.made = 0
         self._spare: list[tuple[float, Guest]] = []
         self._next_look = 0.0
+
+    def adapt(self, limits: Limits, trusted: tuple[Network, ...]) -> None:
+        """Work with other limits from now on; what was read under the old ones is forgotten."""
+        self.limits = limits
+        self.trusted = trusted
+        self.memory = Memory()
+        self.sweep.interval = limits.look_every
 
     def client(self, head: Head, peer: str, scheme: str) -> Client:
         """Who sent a request that may have come through a trusted proxy; `peer` is the socket's."""
@@ -105,6 +123,7 @@ class Premises:
         Whoever is closed for it is the one whose own time is up first: never somebody with a request under
         way, and somebody who has not said anything yet before a shopper between two pages.
         """
+        self.made += 1
         full = len(self.sweep.members) >= self.limits.connections
         admitted = not full or self._clear() or (self._look() and self._clear())
         self.sweep.add(guest)
@@ -133,14 +152,25 @@ class Premises:
     def _guests(self) -> set[Guest]:
         return cast("set[Guest]", self.sweep.members)
 
-    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - what is left then is cut, not cancelled
-        """Let requests under way finish for at most `timeout` seconds, then cut what is left."""
+    async def drain(self, timeout: float, *, gently: bool = False) -> None:  # noqa: ASYNC109 - the rest is cut then
+        """Let requests under way finish for at most `timeout` seconds, then cut what is left.
+
+        Connections at rest close at once, or, `gently`, with the answer to their next request, as the others
+        do.
+        """
         self.draining = True
         loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
-        for guest in list(self._guests()):
-            guest.retire()
-        while self.sweep.members and loop.time() < end:  # noqa: ASYNC110 - an event would cost every close
+        begun = loop.time()
+        for _ in range(3):  # what has arrived is read before anybody is taken for idle
+            await asyncio.sleep(0)
+        while (now := loop.time()) < begun + timeout and (self.sweep.members or self._expects(now - begun)):
+            if not gently:
+                for guest in list(self._guests()):
+                    guest.retire(now)
             await asyncio.sleep(0.02)
         for guest in list(self._guests()):
             guest.cut()
+
+    def _expects(self, waited: float) -> bool:
+        """Whether somebody who was accepted may still complete a handshake; who has failed to is not told."""
+        return self.made < self.called and waited < self.limits.first_word

@@ -5,6 +5,7 @@ import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import cast
 
 import structlog
@@ -42,11 +43,7 @@ async def open_private(
     Raises:
         OSError: the address cannot be listened on.
     """
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
-        assert runner.server is not None
-        door = _Door(runner.server, telemetry, patience)
+    async with _door(app, telemetry, patience) as door:
         handshake = patience if context else None
         server = await asyncio.get_running_loop().create_server(
             door.connection, host, port, ssl=context, ssl_handshake_timeout=handshake
@@ -55,6 +52,26 @@ async def open_private(
             yield cast("tuple[str, int]", server.sockets[0].getsockname()[:2])
         finally:
             server.close()
+
+
+@asynccontextmanager
+async def open_unix(app: web.Application, path: Path, telemetry: Telemetry) -> AsyncIterator[None]:
+    """Serve the application on a Unix socket, which has to be in a folder that nobody else looks into."""
+    async with _door(app, telemetry, PATIENCE) as door:
+        server = await asyncio.get_running_loop().create_unix_server(door.connection, str(path))
+        try:
+            yield
+        finally:
+            server.close()
+
+
+@asynccontextmanager
+async def _door(app: web.Application, telemetry: Telemetry, patience: float) -> AsyncIterator["_Door"]:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        assert runner.server is not None
+        yield _Door(runner.server, telemetry, patience)
     finally:
         await runner.cleanup()
 

@@ -3,6 +3,7 @@
 Each says what is wrong and what to do about it. Bad input never becomes a 500.
 """
 
+import asyncio
 import difflib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from http import HTTPStatus
@@ -20,6 +21,9 @@ EVERY_ANSWER = {
     "X-Content-Type-Options": "nosniff",
 }
 """Headers of every answer of the private listener, good or bad."""
+
+BODY_PATIENCE = 10.0
+"""Seconds for a body to arrive."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -82,6 +86,33 @@ def unreadable(status: int) -> ProblemError:
 def refused(setting: str, what: str, remedy: str) -> ProblemError:
     """The request is understood, and cannot stand because of one of its fields."""
     return ProblemError(422, "The request was refused", f"{setting}: {what}", remedy, setting=setting)
+
+
+def leaving() -> ProblemError:
+    """The gateway is not ready because it stops."""
+    what, remedy = "The gateway finishes what is under way, and stops.", "Ask another gateway."
+    return ProblemError(503, "The gateway is draining", what, remedy, {"Retry-After": "1"})
+
+
+async def seal(_: web.Request, response: web.StreamResponse) -> None:
+    """Put on an answer what all of them have; for `on_response_prepare`."""
+    response.headers.update(EVERY_ANSWER)
+
+
+async def body_of(request: web.Request) -> bytes:
+    """The whole body of a request.
+
+    Raises:
+        ProblemError: it cannot be read, or it does not come in time.
+    """
+    try:
+        async with asyncio.timeout(BODY_PATIENCE):
+            return await request.read()
+    except (web.RequestPayloadError, ConnectionError):
+        raise unreadable(HTTPStatus.BAD_REQUEST) from None
+    except TimeoutError:
+        late = f"It took more than {BODY_PATIENCE:.0f} s."
+        raise ProblemError(408, "The body came too slowly", late, "Send it at once.") from None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -93,6 +93,11 @@ class Upstream(Generic[Case]):
         exchange.relay = forwarding
         self.pool.serve(forwarding)
 
+    def adapt(self, limits: OriginLimits) -> None:
+        """Ask no more than this of the origin from now on."""
+        self.limits = limits
+        self.pool.adapt(limits)
+
     async def close(self) -> None:
         """Close every connection to the origin."""
         await self.pool.close()

@@ -117,6 +117,10 @@ class RequestLog:
         console: for people at a terminal instead of JSON.
         poll_sample: of so many status polls one is logged, with this `weight`.
         visitor_key: keys the hash of visitor ids; gateways that share it give a visitor the same hash.
+
+    Attributes:
+        silent: nothing is written.
+        poll_sample: may be changed.
     """
 
     def __init__(
@@ -129,7 +133,8 @@ class RequestLog:
     ) -> None:
         self._writer = writer
         self._console = console
-        self._poll_sample = poll_sample
+        self.poll_sample = poll_sample
+        self.silent = False
         self._polls = 0
         self._visitor_key = visitor_key or secrets.token_bytes(32)
         self._hashes: dict[str, str] = {}
@@ -143,10 +148,12 @@ class RequestLog:
 
     def request(self, served: Served) -> None:
         """Write the line of one request."""
+        if self.silent:
+            return
         weight = 1
         if served.verdict == "status_poll":
             self._polls += 1
-            weight = self._poll_sample
+            weight = self.poll_sample
             if self._polls % weight:
                 return
         line = self._line(served, weight)

@@ -1,162 +1,53 @@
 """What the gateway counts and measures for the people who run it.
 
-`METRICS` is the one table of all metrics; everything exported is built from it. Counts are plain numbers
-in dictionaries, because a request on the hot path can afford a tenth of a microsecond and not a lock:
+`metrics.METRICS` is the one table of all metrics; everything exported is built from it. Counts are plain
+numbers in dictionaries, because a request on the hot path can afford a tenth of a microsecond and not a lock:
 whoever counts, and whoever renders, does so on the thread of the event loop.
 """
 
 import asyncio
 import platform
 import time
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from http import HTTPStatus
-from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.utils import floatToGoString
 
 from waitingroom import __version__
-from waitingroom.requestlog import RequestLog, Served, Verdict
+from waitingroom.metrics import (
+    ADMIN_OUTCOMES,
+    CHALLENGE_OUTCOMES,
+    METRICS,
+    NO_ROOM,
+    ORIGIN_ERRORS,
+    RELOADS,
+    RESTARTS,
+    VERDICTS,
+    AdminOutcome,
+    ChallengeOutcome,
+    Distribution,
+    OriginError,
+    Reload,
+    Restart,
+    families,
+    forget,
+)
+from waitingroom.requestlog import RequestLog, Served
 from waitingroom.room import Room, Snapshot
 
 if TYPE_CHECKING:
+    from prometheus_client import Metric
     from prometheus_client.registry import Collector
-
-PREFIX = "waitingroom_"
-
-NO_ROOM = "-"
-"""Value of the label `room` for what concerns no room, such as a request that cannot be parsed."""
-
-OriginError = Literal["connect", "timeout", "reset", "protocol", "answer"]
-"""Why the origin failed a request; `answer` is a 5xx of its own."""
-
-AdminOutcome = Literal["ok", "unauthenticated", "forbidden", "limited", "refused", "failed", "turned_away"]
-"""What became of a request to the private listener; monitoring/METRICS.md says what each means."""
-
-ChallengeOutcome = Literal["issued", "solved", "waited", "refused"]
-"""What came of a challenge: set, met by work or by patience, or answered with what proves nothing."""
-
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-ORIGIN_ERRORS: tuple[OriginError, ...] = get_args(OriginError)
-ADMIN_OUTCOMES: tuple[AdminOutcome, ...] = get_args(AdminOutcome)
-CHALLENGE_OUTCOMES: tuple[ChallengeOutcome, ...] = get_args(ChallengeOutcome)
-
-LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-STORE_LATENCIES = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 STALL_AFTER_S = 30.0
 """Shortest time without movement that counts as a stall; an alert has as long again to fire."""
 
 LAG_INTERVAL_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One metric: name without prefix, kind, what it says, labels and (histograms) bucket edges."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    doc: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
-
-
-ROOM = ("room",)
-
-METRICS = (
-    Row("build_info", "gauge", "Always 1; the labels say what is running.", ("version", "python")),
-    Row("shoppers_inside", "gauge", "Shoppers who hold a seat.", ROOM),
-    Row("offers_open", "gauge", "Seats held for visitors whose turn it is.", ROOM),
-    Row("visitors_waiting", "gauge", "Visitors with a place, seen within the presence window.", ROOM),
-    Row("visitors_present", "gauge", "Waiting visitors heard of in the last 75 seconds.", ROOM),
-    Row(
-        "candidates",
-        "gauge",
-        "Present visitors who could be called now, and for whom there was no seat.",
-        ROOM,
-    ),
-    Row("limit_shoppers_inside", "gauge", "total_active_users as the store has it.", ROOM),
-    Row("limit_new_users_per_minute", "gauge", "new_users_per_minute as the store has it.", ROOM),
-    Row("joined_total", "counter", "Numbers issued.", ROOM),
-    Row("offered_total", "counter", "Seats offered to visitors whose turn had come.", ROOM),
-    Row("admitted_total", "counter", "Visitors who took a seat, walk-ins included.", ROOM),
-    Row("lapsed_total", "counter", "Offers that nobody took up in time.", ROOM),
-    Row("left_total", "counter", "Seats given back by their shopper or by the origin.", ROOM),
-    Row("expired_total", "counter", "Seats that ended by idling.", ROOM),
-    Row("vanished_total", "counter", "First short seats whose cookie never came back.", ROOM),
-    Row("abandoned_total", "counter", "Places given up before their turn.", ROOM),
-    Row(
-        "stalled",
-        "gauge",
-        "1 while people wait and nothing moves: nobody is called to free seats, or the store is away.",
-        ROOM,
-    ),
-    Row(
-        "arrivals_open",
-        "gauge",
-        "People who came while the store was away and have no number yet, as this gateway knows.",
-        ROOM,
-    ),
-    Row(
-        "admission_share",
-        "gauge",
-        "Part of the rate at which people are let in; below 1 while the storefront is in trouble.",
-        ROOM,
-    ),
-    Row("gateways", "gauge", "Gateways that tick, as the store has it.", ROOM),
-    Row("room_version", "gauge", "Version of the room's configuration in force on this gateway.", ROOM),
-    Row("room_differences", "gauge", "Settings whose value in the store differs from the file's.", ROOM),
-    Row("tick_age_seconds", "gauge", "Time since the last successful exchange with the store.", ROOM),
-    Row("tick_duration_seconds", "histogram", "How long successful ticks took.", ROOM, STORE_LATENCIES),
-    Row("tick_failures_total", "counter", "Ticks that did not reach the store.", ROOM),
-    Row("requests_total", "counter", "Requests answered, by what became of them.", ("room", "verdict")),
-    Row("sent_bytes_total", "counter", "Bytes of response bodies sent to shoppers.", ROOM),
-    Row(
-        "origin_latency_seconds",
-        "histogram",
-        "From a forwarded request to the origin's first byte.",
-        ROOM,
-        LATENCIES,
-    ),
-    Row("origin_errors_total", "counter", "Forwarded requests that the origin failed.", ("room", "kind")),
-    Row("challenges_total", "counter", "Newcomers challenged, by what came of it.", ("room", "outcome")),
-    Row("challenging", "gauge", "1 while everybody new is challenged.", ROOM),
-    Row("tickets_rejected_total", "counter", "Cookies of ours that proved nothing.", ("reason",)),
-    Row("connections_open", "gauge", "Open connections, towards shoppers and towards the origin.", ("side",)),
-    Row("store_calls_total", "counter", "Calls to the store.", ("call", "outcome")),
-    Row("store_call_seconds", "histogram", "How long calls to the store took.", ("call",), STORE_LATENCIES),
-    Row("event_loop_lag_seconds", "histogram", "How late the event loop ran a timer.", (), LATENCIES),
-    Row("log_lines_dropped_total", "counter", "Log lines lost because nobody read them."),
-    Row(
-        "admin_requests_total",
-        "counter",
-        "Requests for the admin API, and refused ones for the rest of the private listener.",
-        ("outcome",),
-    ),
-)
-
-
-class Distribution:
-    """Observations counted by bucket."""
-
-    __slots__ = ("counts", "edges", "total")
-
-    def __init__(self, edges: tuple[float, ...]) -> None:
-        self.edges = edges
-        self.counts = [0] * (len(edges) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one observation; an edge belongs to the bucket that it closes."""
-        self.counts[bisect_left(self.edges, value)] += 1
-        self.total += value
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +92,22 @@ class Telemetry:
         self._refusals: Mapping[int, int] | None = None
         self._challenging: Callable[[str], bool] = lambda _room: False
         for room in (NO_ROOM, *rooms):
-            self._prepare(room)
+            self.add(room)
+        self._numbers["workers_running"][()] = 1
+        for single in ("config_reload_refused", "workers_crash_looping"):
+            self._numbers[single][()] = 0
         for outcome in ADMIN_OUTCOMES:
             self._numbers["admin_requests_total"][outcome,] = 0
+        for result in RELOADS:
+            self._numbers["config_reloads_total"][result,] = 0
+        for reason in RESTARTS:
+            self._numbers["worker_restarts_total"][reason,] = 0
         self.registry = CollectorRegistry()
         self.registry.register(cast("Collector", self))
-        ProcessCollector(registry=self.registry)
+        self._process = ProcessCollector(registry=self.registry)
 
-    def _prepare(self, room: str) -> None:
+    def add(self, room: str) -> None:
+        """Have the series of a room from here on, so that a first event is an increase."""
         for verdict in VERDICTS:
             self._requests[room, verdict] = 0
         if room == NO_ROOM:
@@ -220,6 +119,12 @@ class Telemetry:
         for name in ("tick_failures_total", "sent_bytes_total", "room_differences"):
             self._numbers[name][room,] = 0
         self._ticked[room] = self._clock()
+
+    def forget(self, room: str) -> None:
+        """Say no more of a room that is not served any more."""
+        self._ticked.pop(room, None)
+        self._movement.pop(room, None)
+        forget(self._numbers, self._distributions, lambda name: name == room)
 
     def request(self, served: Served) -> None:
         """Count a request that has been answered, and log it."""
@@ -287,6 +192,20 @@ class Telemetry:
         """Say how many settings of a room differ between the file and the store."""
         self._numbers["room_differences"][room,] = count
 
+    def reloaded(self, outcome: Reload) -> None:
+        """Note what became of a configuration that was read anew."""
+        self._numbers["config_reloads_total"][outcome,] += 1
+        self._numbers["config_reload_refused"][()] = float(outcome == "refused")
+
+    def workers(self, ready: int, *, looping: bool) -> None:
+        """Say how the workers are."""
+        self._numbers["workers_running"][()] = ready
+        self._numbers["workers_crash_looping"][()] = float(looping)
+
+    def replaced(self, reason: Restart) -> None:
+        """Count a worker that was replaced."""
+        self._numbers["worker_restarts_total"][reason,] += 1
+
     def snapshot(self, room: Room, seen: Snapshot) -> None:
         """Take over what a tick brought home; the totals are the store's and the same on every gateway."""
         values: dict[str, float] = {
@@ -326,8 +245,27 @@ class Telemetry:
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
-    def collect(self) -> Iterator[Metric]:
+    def export(self) -> dict[str, Any]:
+        """All of it as plain values that fit into JSON; `figures` reads them."""
+        self._refresh()
+        return {
+            "numbers": {name: [*series.items()] for name, series in self._numbers.items()},
+            "distributions": {
+                name: [(labels, observed.counts, observed.total) for labels, observed in series.items()]
+                for name, series in self._distributions.items()
+            },
+            "process": {
+                sample.name: sample.value for family in self._process.collect() for sample in family.samples
+            },
+        }
+
+    def collect(self) -> "Iterator[Metric]":
         """Every row of the table with its samples, for the registry."""
+        self._refresh()
+        return families(self._numbers, self._distributions)
+
+    def _refresh(self) -> None:
+        """Bring up to date what is looked up when it is asked for."""
         for room in self._ticked:
             self._numbers["tick_age_seconds"][room,] = self.tick_age(room)
             self._numbers["challenging"][room,] = float(self._challenging(room))
@@ -341,15 +279,6 @@ class Telemetry:
             self._requests[NO_ROOM, "turned_away"] = self._refusals.get(HTTPStatus.SERVICE_UNAVAILABLE, 0)
         if self._log is not None:
             self._numbers["log_lines_dropped_total"][()] = self._log.dropped
-        for row in METRICS:
-            if row.kind == "histogram":
-                yield _histogram(row, self._distributions[row.name])
-            else:
-                family = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
-                metric = family(PREFIX + row.name, row.doc, labels=row.labels)
-                for labels, value in self._numbers[row.name].items():
-                    metric.add_metric(labels, value)
-                yield metric
 
 
 def awaits_movement(room: Room, seen: Snapshot) -> bool:
@@ -361,14 +290,6 @@ def awaits_movement(room: Room, seen: Snapshot) -> bool:
 def stall_after(room: Room) -> float:
     """Seconds without movement that are a fault: longer than two turns at the room's pace."""
     return max(STALL_AFTER_S, 2 * 60 / room.new_users_per_minute)
-
-
-def _histogram(row: Row, series: dict[tuple[str, ...], Distribution]) -> Metric:
-    metric = HistogramMetricFamily(PREFIX + row.name, row.doc, labels=row.labels)
-    names = [*map(floatToGoString, row.buckets), "+Inf"]
-    for labels, observed in series.items():
-        metric.add_metric(labels, list(zip(names, accumulate(observed.counts), strict=True)), observed.total)
-    return metric
 
 
 class LoopLag:

@@ -54,12 +54,27 @@ class Ticker:
         self._interval = interval
         self._jitter = jitter
         self._failures: Counter[str] = Counter()
+        self._group = asyncio.TaskGroup()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Tick until cancelled."""
-        async with asyncio.TaskGroup() as group:
+        async with self._group:
             for desk in self._desks.values():
-                group.create_task(self._run(desk), name=f"tick {desk.room.name}")
+                self.begin(desk)
+
+    def begin(self, desk: Desk) -> None:
+        """Tick for a room that has come while others tick already."""
+        name = desk.room.name
+        self._tasks[name] = self._group.create_task(self._run(desk), name=f"tick {name}")
+
+    async def end(self, desk: Desk) -> None:
+        """Tick no more for a room that goes, and hand in what it had gathered."""
+        task = self._tasks.pop(desk.room.name)
+        task.cancel()
+        await asyncio.wait([task])
+        await self.attempt(desk, goodbye=True)
+        self._failures.pop(desk.room.name, None)
 
     async def _run(self, desk: Desk) -> None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()

@@ -34,6 +34,11 @@ class OriginLimits:
     high_water: int = 256 * 1024
     low_water: int = 64 * 1024
 
+    @property
+    def look_every(self) -> float:
+        """Seconds between two looks at all deadlines."""
+        return min(1.0, min(self.line_timeout, self.first_byte_timeout, self.idle_timeout) / 4)
+
 
 class Failure(StrEnum):
     """Why an exchange with the origin did not come to its proper end."""
@@ -214,13 +219,18 @@ class Pool:
         self._opening = 0
         self._connecting: set[asyncio.Task[None]] = set()
         self._closed = False
-        shortest = min(limits.line_timeout, limits.first_byte_timeout, limits.idle_timeout)
-        self._sweep = Sweep(min(1.0, shortest / 4))
+        self._sweep = Sweep(limits.look_every)
 
     @property
     def size(self) -> int:
         """Connections open or being opened."""
         return len(self._links) + self._opening
+
+    def adapt(self, limits: OriginLimits) -> None:
+        """Keep to other limits from now on; links that are open stay."""
+        self.limits = limits
+        self._sweep.interval = limits.look_every
+        self.advance()
 
     def serve(self, job: Job) -> None:
         """Give `job` a link: one at rest, a new one, or the next that comes free."""
