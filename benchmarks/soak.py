@@ -48,7 +48,7 @@ from benchmarks.rig import cpu_seconds
 from benchmarks.scene import DURATIONS, KILLED, SESSION, Fault, Life, Part, Scene, lag, running, schedule
 from benchmarks.shoppers import ROOM, Crowd, Notes, Trouble, request_of
 from benchmarks.stands import KEY
-from waitingroom.process import allow_files
+from waitingroom.signals import allow_files
 from waitingroom.tickets import Keyring, Token, Use
 
 LONG = 600.0
