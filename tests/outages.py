@@ -38,17 +38,17 @@ RATE = 1200
 
 
 class OwnStore:
-    """A Valkey server of the sale's own, on a loopback port, with its data on disk."""
+    """A Valkey server of the sale's own, on a Unix socket, with its data on disk."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = port
-        self.url = f"redis://127.0.0.1:{port}"
+        self.url = f"unix://{folder}/own.sock"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it; its data are as they were."""
-        options = {"--port": str(self.port), "--dir": str(self.folder), "--save": "", "--appendonly": "yes"}
+        options = {"--port": "0", "--unixsocket": f"{self.folder}/own.sock", "--dir": str(self.folder)}
+        options |= {"--save": "", "--appendonly": "yes"}
         words = [word for option in options.items() for word in option]
         log = (self.folder / "store.log").open("ab")
         with log:
@@ -56,14 +56,15 @@ class OwnStore:
 
     async def ready(self) -> None:
         """Wait until it answers."""
+
+        async def answers() -> bool:
+            try:
+                return bool(await client.ping())
+            except redis.RedisError:
+                return False
+
         async with redis.asyncio.from_url(self.url) as client:
-            while True:
-                try:
-                    await client.ping()
-                except redis.RedisError:
-                    await asyncio.sleep(0.02)
-                else:
-                    return
+            await eventually(answers, 20)
 
     @property
     def pid(self) -> int:
@@ -320,7 +321,7 @@ async def held(
         if watched:
             (folder / "watched").mkdir()
             servers = stack.enter_context(servers_of(Watched, folder / "watched"))
-        store = OwnStore(folder, free_port())
+        store = OwnStore(folder)
         store.start()
         stack.callback(store.kill)
         await store.ready()
