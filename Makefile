@@ -9,7 +9,7 @@ COMPILED := build/compiled
 CODE   := waitingroom tests $(wildcard benchmarks fuzz loadtest)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fuzz wheel bench bench-million bench-ten-million bench-many bench-check outages soak lock fmt clean
+.PHONY: help setup demo test check fuzz wheel bench bench-million bench-ten-million bench-many bench-check outages lock fmt clean
 
 help:         ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -65,9 +65,6 @@ bench-many: wheel  ## ten thousand connections, eight gateways, and how long a s
 
 outages: $(READY)  ## sales during which the store fails in eight ways, judged by the shop's own log: about four minutes
 	$(BIN)/python -m tests.outages $(ARGS)
-
-soak: $(READY)  ## twenty minutes of a surge with churn and faults; ARGS="--minutes 2" for less
-	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 bench-check: wheel  ## whether anything has become slower than the committed figures say
 	$(BIN)/python -m benchmarks.check --compiled $(COMPILED) $(ARGS)

@@ -1,7 +1,5 @@
 """Measurements beside nginx, HAProxy and aiohttp, on one machine in one run: docs/performance.md.
 
-`make soak` is another matter, not how fast but how long: docs/soak.md.
-
 rig      servers pinned to cores, wrk, and the kernel's account of CPU time
 stands   who is measured: the gateway and what it is compared with, each with its configuration
 peers    what most people would write with aiohttp
@@ -9,8 +7,4 @@ paths    `make bench`: the paths of a request, their targets, the table, the pic
 million  `make bench-million`: a million people who wait
 many     connections by the thousand, gateways by the handful, and how long a start takes
 check    `make bench-check`: a new run against the committed figures
-soak     `make soak`: a surge with churn and faults, and its verdict
-scene    what it runs on: processes, relays, faults
-shoppers who comes: people over real sockets
-judges   what it is judged by
 """

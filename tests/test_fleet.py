@@ -3,11 +3,11 @@ import signal
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 
-from benchmarks.judges import most_at_once, most_over
 from tests.conftest import eventually
 from tests.fleet import Fleet, Seen, Visitor, running
 
@@ -23,6 +23,22 @@ def stays(log: Iterable[Seen]) -> dict[str, tuple[float, float]]:
     for seen in log:
         found[seen.visitor] = found.get(seen.visitor, (seen.at, seen.at))[0], seen.at
     return found
+
+
+def most_at_once(intervals: Iterable[tuple[float, float]]) -> int:
+    """The greatest number of intervals that overlap at one instant."""
+    changes = sorted(change for start, end in intervals for change in ((start, 1), (end, -1)))
+    return max(accumulate(change for _, change in changes))
+
+
+def most_over(entries: Iterable[float], rate: float) -> float:
+    """The most by which the entries in any window of time exceed `rate` times its length."""
+    # From entry i to entry j there are j - i + 1 in (tj - ti): the worst i has the lowest i - rate * ti.
+    excess, lowest = 0.0, float("inf")
+    for index, at in enumerate(entries):
+        lowest = min(lowest, index - rate * at)
+        excess = max(excess, index + 1 - rate * at - lowest)
+    return excess
 
 
 def most_overtaken(numbers: Iterable[int]) -> int:
